@@ -1,0 +1,1 @@
+"""Where a scan runs: connecting to Ray and planning the actors."""

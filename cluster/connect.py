@@ -1,0 +1,107 @@
+"""Connecting to Ray, and refusing to start where a scan could not be placed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+
+from cluster.plan import MIN_CPUS
+from scanner.errors import EXIT_PREFLIGHT, UserError
+
+OBJECT_STORE_BYTES = 2 << 30  # crops in flight: a dozen spans with several faces each; Ray's default is 30 % of memory
+OBJECT_STORE_SHARE = 0.5  # of what the shared-memory file system has free: beyond it Ray falls back to the disk
+MIN_OBJECT_STORE = 80 << 20  # Ray accepts no less
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a connected cluster has."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+    local: bool  # Ray was started here, for this scan
+
+
+def connect(address: str | None, gpus: int | None) -> Resources:
+    """Start Ray on this machine, or connect to a cluster, and check that a scan fits.
+
+    gpus: at most so many are used; None for all. Raises UserError (exit code 4) with the fix.
+    """
+    _hush()
+    import ray
+
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address is None:
+            ray.init(
+                num_gpus=gpus,
+                include_dashboard=False,
+                object_store_memory=_object_store_bytes(),
+                namespace="deepsweep",
+                **options,
+            )
+        else:
+            ray.init(address=address, namespace="deepsweep", **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+        where = "Ray could not be started here" if address is None else f"no Ray cluster answers at {address}"
+        raise UserError(f"{where}: {_first_line(error)}", EXIT_PREFLIGHT) from None
+    total = ray.cluster_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    found = float(total.get("GPU", 0))
+    resources = Resources(
+        float(total.get("CPU", 0)), found if gpus is None else min(found, gpus), nodes, address is None
+    )
+    try:
+        _check(resources, gpus, found)
+    except UserError:
+        disconnect()
+        raise
+    return resources
+
+
+def disconnect() -> None:
+    """Leave the cluster; a Ray that was started here ends with all its processes."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+
+
+def _check(resources: Resources, wanted_gpus: int | None, found_gpus: float) -> None:
+    if resources.cpus < MIN_CPUS:
+        raise UserError(
+            f"the cluster has {resources.cpus:g} CPUs, and a scan needs 2: add a node, or start Ray with --num-cpus=2.",
+            EXIT_PREFLIGHT,
+        )
+    if wanted_gpus and found_gpus < wanted_gpus:
+        raise UserError(
+            f"--gpus {wanted_gpus} was asked for, but Ray sees {found_gpus:g}: lower it, or check nvidia-smi"
+            " and CUDA_VISIBLE_DEVICES.",
+            EXIT_PREFLIGHT,
+        )
+
+
+def _object_store_bytes() -> int:
+    room = OBJECT_STORE_BYTES
+    with contextlib.suppress(OSError):
+        room = min(room, int(shutil.disk_usage("/dev/shm").free * OBJECT_STORE_SHARE))
+    return max(MIN_OBJECT_STORE, room)
+
+
+def _hush() -> None:
+    """Ray's own talk goes to its log files: what the user reads is ours."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ parts write to the driver's stderr
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

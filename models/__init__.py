@@ -1,0 +1,1 @@
+"""The CNN-LSTM, its weights, its explanations."""

@@ -1,0 +1,1 @@
+"""From results on disk to answers: DuckDB views, named queries, formats."""

@@ -1,0 +1,1 @@
+"""deepsweep's scanner: from an archive of videos to rows of verdicts."""

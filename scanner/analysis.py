@@ -1,0 +1,133 @@
+"""What the guarded child does with one span: decode it, follow its faces, measure them, keep small crops."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scanner import blink, micro
+from scanner.decode import DecordGaveUp, Reading, VideoInfo, analysis_size, probe, read_frames, sample
+from scanner.faces import crop_square, fractions, head_pose, landmark_box
+from scanner.tracking import FaceTracker, Track
+
+MIN_TRACK_S = 0.3  # what is seen for less is a false alarm of the detector
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """How spans are analysed: part of what decides a score."""
+
+    fps: float  # frames looked at per second
+    clip_fps: float  # face crops kept for the network per second
+    crop_size: int  # px
+    crop_margin: float  # side of a crop, in longer sides of the landmarks' box
+
+
+@dataclass(frozen=True)
+class FaceSignals:
+    """One face of a span, over `frames` sampled moments, with `crops` pictures for the network."""
+
+    t: np.ndarray  # (frames,) float64 seconds of the video
+    boxes: np.ndarray  # (frames, 4) float32 x, y, w, h as fractions of the frame
+    ear: np.ndarray  # (frames,) float32
+    motion: np.ndarray  # (frames,) float32 eye distances a second
+    blinks: blink.Blinks
+    irregularity: float | None
+    crops: np.ndarray  # (crops, size, size, 3) uint8 RGB
+    crop_frames: np.ndarray  # (crops,) int64: which of the sampled moments each shows
+
+
+@dataclass(frozen=True)
+class SpanSignals:
+    """What a span shows, whoever looks at it next: no frames, only faces."""
+
+    decoder: str
+    lost_s: float
+    analyzed_s: float
+    face_s: float  # seconds with at least one face
+    n_faces: int  # most at one moment
+    faces: list[FaceSignals]
+
+
+def probe_video(path: str) -> VideoInfo:
+    """`decode.probe` for a child: takes and returns plain values."""
+    return probe(Path(path))
+
+
+def analyze_span(
+    path: str, info: VideoInfo, t_start: float, t_end: float, settings: Analysis, decoder: str
+) -> SpanSignals:
+    """Analyse the span [t_start, t_end) of a video file.
+
+    decoder: "decord", with PyAV taking over where decord gives up, or "pyav" alone. Deterministic: the
+    same file and settings give the same signals.
+    """
+    if decoder == "decord":
+        with contextlib.suppress(DecordGaveUp):
+            return _analyze(path, info, t_start, t_end, settings, "decord")
+    return _analyze(path, info, t_start, t_end, settings, "pyav")
+
+
+@functools.cache
+def _tracker() -> FaceTracker:
+    return FaceTracker()
+
+
+def _analyze(path, info, t_start, t_end, settings, decoder) -> SpanSignals:
+    tracker = _tracker()
+    tracker.finish()  # a span that broke off may have left its faces behind
+    reading = Reading()
+    crops: dict[int, list[tuple[float, np.ndarray]]] = {}
+    faces_at: dict[float, int] = {}
+    slot = None
+    for t, rgb in read_frames(Path(path), info, t_start, t_end, settings.fps, decoder, reading):
+        seen = tracker.update(t, rgb)
+        faces_at[t] = len(seen)
+        # Every track gets its crops at the same moments, so that two runs and two faces compare.
+        if slot is None or len(sample(np.array([slot, t]), slot, np.inf, settings.clip_fps)) == 2:
+            slot = t
+            for track, box in seen:
+                crop = crop_square(rgb, box, settings.crop_margin, settings.crop_size)
+                crops.setdefault(id(track), []).append((t, crop))
+    tracks = [track for track in tracker.finish() if len(track.times) >= MIN_TRACK_S * settings.fps]
+    size = analysis_size(info)
+    wanted = max(0.0, min(t_end, info.duration_s) - max(t_start, info.start_s))
+    return SpanSignals(
+        decoder=decoder,
+        lost_s=round(reading.lost_s, 3),
+        analyzed_s=max(0.0, wanted - reading.lost_s),
+        face_s=len({t for track in tracks for t in track.times}) / settings.fps,
+        n_faces=_most_at_once(tracks),
+        faces=[_measure(track, crops.get(id(track), []), size, settings.crop_size) for track in tracks],
+    )
+
+
+def _most_at_once(tracks: list[Track]) -> int:
+    moments = [t for track in tracks for t in track.times]
+    return int(np.unique(moments, return_counts=True)[1].max()) if moments else 0
+
+
+def _measure(track: Track, crops: list[tuple[float, np.ndarray]], size, crop_size: int) -> FaceSignals:
+    t = np.array(track.times)
+    landmarks = np.stack(track.landmarks)
+    yaw = head_pose(landmarks)[:, 0]
+    ear = blink.combine_eyes(
+        blink.eye_aspect_ratio(landmarks, blink.EAR_LEFT),
+        blink.eye_aspect_ratio(landmarks, blink.EAR_RIGHT),
+        yaw,
+    )
+    motion = micro.analyze_motion(t, landmarks)
+    return FaceSignals(
+        t=t,
+        boxes=fractions(landmark_box(landmarks), *size),
+        ear=ear,
+        motion=motion.speed,
+        blinks=blink.analyze_blinks(t, ear),
+        irregularity=motion.irregularity,
+        crops=np.stack([c for _, c in crops]) if crops else np.zeros((0, crop_size, crop_size, 3), np.uint8),
+        crop_frames=np.searchsorted(t, [moment for moment, _ in crops]),
+    )

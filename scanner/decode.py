@@ -1,0 +1,368 @@
+"""From a video file to upright RGB frames with presentation times; decord first, PyAV as second opinion."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+# decord rereads a file 16 times over an unreadable stretch unless this is set when it is loaded.
+os.environ.setdefault("DECORD_REWIND_RETRY_MAX", "1")
+import decord
+
+from scanner.results import Status
+
+ANALYSIS_LONG_SIDE = 1280  # px: a face of 10 % of a 720p frame's width still fills FaceMesh's 192 px input by half
+MAX_PIXELS = 8192 * 8192  # a frame of that size takes 200 MB as RGB
+MAX_DECODE_ERRORS = 10_000  # packets; a file that is rotten throughout must end some time
+MAX_DEMUX_RESTARTS = 50
+TAIL_TOLERANCE_S = 0.5  # containers round durations up, and audio may outlast the picture by this much
+GAP_FRAMES = 1.5  # in a damaged file, a longer pause than so many frame intervals means lost frames
+#: decord shows wrong pictures of these without a word: it starts MPEG-TS at the second keyframe.
+NOT_FOR_DECORD = frozenset({"mpegts"})
+SLOT_NUDGE = 0.02  # of a sampling interval: 1.3 ms at 15 fps, and float32 is good to 0.5 ms after two hours
+SEEK_BACKOFF_S = (0.0, 10.0, 60.0)  # how far before a span a seek is tried when it lands behind the start
+
+#: First bytes of the containers that carry video: a file with one of these that won't open is damaged.
+_CONTAINER_MAGIC = (
+    (4, b"ftyp"),
+    (4, b"moov"),
+    (4, b"mdat"),
+    (4, b"wide"),
+    (4, b"free"),
+    (0, b"\x1a\x45\xdf\xa3"),  # Matroska, WebM
+    (0, b"RIFF"),
+    (0, b"FLV"),
+    (0, b"OggS"),
+    (0, b"\x30\x26\xb2\x75"),  # ASF, WMV
+    (0, b"\x00\x00\x01"),  # MPEG program and elementary streams
+    (0, b"\x06\x0e\x2b\x34"),  # MXF
+    (0, b"G"),  # MPEG-TS sync byte, checked with the next packet's in `_looks_like_video`
+)
+
+
+class DecodeError(Exception):
+    """The file yields no frame; `status` says how that is reported."""
+
+    def __init__(self, message: str, status: Status = Status.DECODE_ERROR) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __reduce__(self):
+        return type(self), (str(self), self.status)
+
+
+class DecordGaveUp(Exception):
+    """decord can't read this file, or not all of it: read the span again with PyAV."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a container says of its video, as a viewer sees it (upright, square pixels)."""
+
+    duration_s: float  # from the container's start to the end of the picture
+    start_s: float  # first picture, after the container's start (a late-starting stream: > 0)
+    width: int
+    height: int
+    fps: float  # average
+    codec: str
+    rotation: int  # degrees counter-clockwise that make the stored picture upright
+    pixel_aspect: float  # width / height of a stored pixel
+    container: str  # FFmpeg's name of the format
+
+
+class Frame(NamedTuple):
+    t: float  # presentation time, seconds after the container's start
+    rgb: np.ndarray  # (height, width, 3) uint8
+
+
+@dataclass
+class Reading:
+    """What became of reading a span: filled in by `read_frames` as it goes."""
+
+    frames: int = 0
+    errors: int = 0  # packets that could not be decoded
+    lost_s: float = 0.0
+    _last_t: float | None = field(default=None, repr=False)
+
+    def seen(self, t: float, interval: float) -> None:
+        """Note a decoded frame; in a file with errors, a gap over the usual interval counts as lost."""
+        if self.errors and self._last_t is not None and t - self._last_t > GAP_FRAMES * interval:
+            self.lost_s += t - self._last_t - interval
+        self.frames += 1
+        self._last_t = t
+
+    def finish(self, start: float, end: float) -> None:
+        """Count what is missing at the end of a span that should hold pictures from `start` to `end`."""
+        last = start if self._last_t is None else self._last_t
+        if end - last > TAIL_TOLERANCE_S:
+            self.lost_s += end - last
+
+
+def probe(path: Path) -> VideoInfo:
+    """Read a video's properties, and make sure that at least one frame decodes.
+
+    Raises DecodeError: UNSUPPORTED for what is no video, DECODE_ERROR for a damaged one, TOO_LARGE for
+    pictures beyond MAX_PIXELS.
+    """
+    if path.stat().st_size == 0:
+        raise DecodeError("the file is empty (0 bytes)")
+    with _open(path) as container:
+        stream = _video_stream(container)
+        pixels = stream.codec_context.width * stream.codec_context.height
+        if pixels > MAX_PIXELS:
+            size = f"{stream.codec_context.width} x {stream.codec_context.height}"
+            raise DecodeError(f"pictures of {size} pixels are over the limit of {MAX_PIXELS:,}", Status.TOO_LARGE)
+        errors = _Errors()
+        first = next(_decode_tolerant(container, stream, errors), None)
+        if first is None:
+            raise DecodeError(f"no frame could be decoded{errors.last and f' ({errors.last})'}")
+        origin = (container.start_time or 0) / av.time_base
+        start = max(0.0, float(first.pts * stream.time_base) - origin) if first.pts is not None else 0.0
+        width, height = first.width, first.height
+        aspect = float(stream.sample_aspect_ratio or 1)
+        if not 0.1 < aspect < 10:
+            aspect = 1.0
+        width = round(width * aspect)
+        rotation = first.rotation % 360
+        if rotation in (90, 270):
+            width, height = height, width
+        rate = stream.average_rate or stream.guessed_rate
+        return VideoInfo(
+            duration_s=_duration(path, container, stream, start),
+            start_s=start,
+            width=width,
+            height=height,
+            fps=float(rate) if rate else 0.0,
+            codec=stream.codec_context.name,
+            rotation=rotation,
+            pixel_aspect=aspect,
+            container=container.format.name,
+        )
+
+
+def read_frames(
+    path: Path, info: VideoInfo, t_start: float, t_end: float, fps: float, decoder: str, reading: Reading
+) -> Iterator[Frame]:
+    """Yield the frames of a span, in order, thinned to about `fps` by presentation time.
+
+    Frames are upright RGB of `analysis_size(info)`. Of the grid with a line every 1/fps seconds, the first
+    frame after each line is taken, so variable frame rates keep their true times.
+    decoder: "decord" (raises DecordGaveUp where it can't) or "pyav" (skips what can't be decoded).
+    """
+    frames = {"decord": _decord_frames, "pyav": _pyav_frames}[decoder]
+    yield from frames(path, info, t_start, t_end, fps, reading)
+    reading.finish(max(t_start, info.start_s), min(t_end, info.duration_s))
+
+
+def analysis_size(info: VideoInfo) -> tuple[int, int]:
+    """(width, height) of analysed frames: the video's own, the long side cut to ANALYSIS_LONG_SIDE."""
+    scale = min(1.0, ANALYSIS_LONG_SIDE / max(info.width, info.height))
+    return max(2, round(info.width * scale)), max(2, round(info.height * scale))
+
+
+def sample(times: np.ndarray, t_start: float, t_end: float, fps: float) -> np.ndarray:
+    """Indices of the frames to keep of a span: the first after each line of a grid of 1/fps seconds.
+
+    times: (frames,) seconds, ascending. Returns (kept,) int64.
+    """
+    inside = np.flatnonzero((times >= t_start) & (times < t_end))
+    if not len(inside):
+        return inside
+    slots = _slot(times[inside], fps)
+    return inside[np.r_[True, np.diff(slots) > 0]]
+
+
+def _slot(t, fps: float):
+    # decord's times are float32: the nudge keeps 0.2 s * 15 fps in slot 3 though it computes to 2.9999.
+    return np.floor(np.asarray(t) * fps + SLOT_NUDGE).astype(np.int64)
+
+
+# --- decord -----------------------------------------------------------------------------------------------
+
+
+class _DecordCache:
+    """This process's last reader: spans of a video come in a row, and opening one reads the whole file."""
+
+    key: tuple | None = None
+    reader = None
+    times: np.ndarray
+
+
+def _decord_reader(path: Path, info: VideoInfo):
+    if info.container in NOT_FOR_DECORD:
+        raise DecordGaveUp("not for decord")
+    stat = path.stat()
+    key = (str(path), stat.st_size, stat.st_mtime_ns)
+    if _DecordCache.key != key:
+        _DecordCache.key = _DecordCache.reader = None
+        width, height = analysis_size(info)
+        if (width, height) == (info.width, info.height) and info.pixel_aspect == 1:
+            width = height = -1  # as stored: scaling costs more than it saves
+        elif info.rotation in (90, 270):
+            width, height = height, width  # decord scales first and turns afterwards
+        # fault_tol: decord fills unreadable frames with copies of their neighbours unless told not to.
+        reader = decord.VideoReader(str(path), num_threads=1, width=width, height=height, fault_tol=1e-9)
+        times = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0] if len(reader) else np.zeros(0)
+        if not len(times) or not np.all(np.isfinite(times)) or np.any(np.diff(times) < 0):
+            raise DecordGaveUp("no usable timestamps")
+        if times[0] < 0:
+            raise DecordGaveUp("an edit list hides the first frames, which decord miscounts")
+        # decord counts from the first picture, we from the container's start.
+        _DecordCache.key, _DecordCache.reader, _DecordCache.times = key, reader, times + info.start_s
+    return _DecordCache.reader, _DecordCache.times
+
+
+def _decord_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
+    try:
+        reader, times = _decord_reader(path, info)
+        wanted = sample(times, t_start, t_end, fps)
+        if not len(wanted):
+            return
+        reader.seek_accurate(int(wanted[0]))
+        upcoming = int(wanted[0])
+        for index in wanted:
+            if index > upcoming:
+                reader.skip_frames(int(index) - upcoming)
+            rgb = reader.next().asnumpy()
+            upcoming = int(index) + 1
+            reading.seen(float(times[index]), 0.0)
+            yield Frame(float(times[index]), rgb)
+    except (StopIteration, decord.DECORDError, decord.DECORDLimitReachedError, OSError) as error:
+        _DecordCache.key = _DecordCache.reader = None
+        raise DecordGaveUp(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+
+# --- PyAV -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Errors:
+    count: int = 0
+    last: str = ""
+
+    def note(self, error: Exception) -> None:
+        self.count += 1
+        self.last = getattr(error, "strerror", None) or str(error)
+
+
+def _pyav_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
+    for backoff in (*SEEK_BACKOFF_S, math.inf):
+        with _open(path) as container:
+            stream = _video_stream(container)
+            stream.codec_context.thread_count = 1
+            origin = (container.start_time or 0) / av.time_base
+            target = t_start - backoff
+            if target > info.start_s:
+                with contextlib.suppress(av.FFmpegError):  # some containers can't seek: read from the start
+                    container.seek(int((target + origin) * av.time_base), backward=True)
+            first = True
+            last_slot = None
+            errors = _Errors()
+            for picture in _decode_tolerant(container, stream, errors):
+                if picture.pts is None:
+                    continue
+                t = float(picture.pts * stream.time_base) - origin
+                if first and t > max(t_start, info.start_s) and target > info.start_s:
+                    break  # the seek landed behind the span's start: try again from further back
+                first = False
+                if t < t_start:
+                    continue
+                if t >= t_end:
+                    return
+                slot = _slot(t, fps)
+                reading.errors = errors.count
+                reading.seen(t, 1 / info.fps if info.fps else 0.04)
+                if last_slot is None or slot > last_slot:
+                    last_slot = slot
+                    yield Frame(t, _upright_rgb(picture, info))
+            else:
+                return
+
+
+def _decode_tolerant(container, stream, errors: _Errors) -> Iterator[av.VideoFrame]:
+    """Every frame that can be decoded; packets that can't are counted in `errors` and skipped."""
+    restarts = 0
+    packets = container.demux(stream)
+    while errors.count < MAX_DECODE_ERRORS:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except (av.FFmpegError, OSError) as error:
+            errors.note(error)
+            restarts += 1
+            if restarts > MAX_DEMUX_RESTARTS:
+                return
+            packets = container.demux(stream)  # goes on behind the spot that could not be read
+            continue
+        try:
+            yield from packet.decode()
+        except (av.FFmpegError, OSError) as error:
+            errors.note(error)
+
+
+def _upright_rgb(picture: av.VideoFrame, info: VideoInfo) -> np.ndarray:
+    width, height = analysis_size(info)
+    if info.rotation in (90, 270):
+        width, height = height, width
+    rgb = picture.to_ndarray(format="rgb24", width=width, height=height)
+    return np.ascontiguousarray(np.rot90(rgb, info.rotation // 90)) if info.rotation else rgb
+
+
+@contextlib.contextmanager
+def _open(path: Path):
+    try:
+        container = av.open(str(path), metadata_errors="replace")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        if _looks_like_video(path):
+            raise DecodeError(f"damaged: {reason}") from error
+        raise DecodeError(f"not a video that can be read: {reason}", Status.UNSUPPORTED) from error
+    try:
+        yield container
+    finally:
+        container.close()
+
+
+def _looks_like_video(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(512)
+    for offset, magic in _CONTAINER_MAGIC:
+        if head[offset : offset + len(magic)] == magic:
+            return magic != b"G" or head[188:189] == b"G"
+    return False
+
+
+def _video_stream(container):
+    # A cover picture is a video stream with one frame; the real one, if there is any, comes before it.
+    streams = [s for s in container.streams.video if not (s.disposition & av.stream.Disposition.attached_pic)]
+    if not streams:
+        raise DecodeError("there is no video stream in it", Status.UNSUPPORTED)
+    if streams[0].codec_context is None:
+        raise DecodeError("no decoder is known for its video stream", Status.UNSUPPORTED)
+    return streams[0]
+
+
+def _duration(path: Path, container, stream, start: float) -> float:
+    """Seconds from the container's start to the end of the picture."""
+    if stream.duration is not None and stream.duration > 0:
+        return start + float(stream.duration * stream.time_base)
+    if container.duration is not None and container.duration > 0:
+        return container.duration / av.time_base
+    # Live recordings state no duration: the packets do.
+    end = start
+    with _open(path) as again:
+        origin = (again.start_time or 0) / av.time_base
+        with contextlib.suppress(av.FFmpegError):
+            for packet in again.demux(_video_stream(again)):
+                if packet.pts is not None:
+                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - origin)
+    return end

@@ -1,0 +1,142 @@
+"""`deepsweep doctor`: what of this machine would stop or spoil a scan, and the fix."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+
+from scanner.errors import EXIT_OK, EXIT_PREFLIGHT
+
+MIN_SCRATCH_BYTES = 5 << 30
+MIN_SHM_BYTES = 256 << 20
+MIN_MEMORY_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what it looked at, whether that is fine, and what to do if not. A warning stops no scan."""
+
+    name: str
+    ok: bool
+    text: str
+    warning: bool = False
+
+
+def run_checks(*, as_json: bool) -> int:
+    """Run all checks and print them; the exit code says whether a scan can run."""
+    findings = [_guarded(check) for check in CHECKS]
+    if as_json:
+        print(json.dumps([vars(finding) for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            mark = "ok  " if finding.ok else "warn" if finding.warning else "FAIL"
+            print(f"{mark}  {finding.name}: {finding.text}")
+    return EXIT_OK if all(f.ok or f.warning for f in findings) else EXIT_PREFLIGHT
+
+
+def _guarded(check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except Exception as error:  # a broken installation fails in any way it likes, and saying so is the point
+        return Finding(check.__name__.strip("_").replace("_", " "), False, f"{type(error).__name__}: {error}")
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    ok = (3, 10) <= sys.version_info[:2] <= (3, 12)
+    return Finding("python", ok, version if ok else f"{version}: deepsweep needs 3.10 to 3.12")
+
+
+def _libraries() -> Finding:
+    names = ("numpy", "pyarrow", "duckdb", "decord", "av", "mediapipe", "ray", "torch", "safetensors")
+    for name in names:
+        importlib.import_module(name)
+    return Finding("libraries", True, ", ".join(f"{n} {metadata.version(n)}" for n in names))
+
+
+def _one_cv2() -> Finding:
+    """Two packages install the same `cv2` folder: of different versions they make a mix that crashes."""
+    versions = {}
+    for name in ("opencv-contrib-python", "opencv-python-headless", "opencv-python"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    import cv2
+
+    found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if len(set(versions.values())) > 1 or "opencv-python-headless" not in versions:
+        wanted = versions.get("opencv-contrib-python", cv2.__version__)
+        return Finding("one cv2", False, f"{found}: mend it with pip install {_reinstall(wanted)}")
+    if "GTK:                         YES" in cv2.getBuildInformation():
+        wanted = versions["opencv-python-headless"]
+        text = f"the one with windows was installed last; it needs libGL. pip install {_reinstall(wanted)}"
+        return Finding("one cv2", True, text, warning=True)
+    return Finding("one cv2", True, found)
+
+
+def _reinstall(version: str) -> str:
+    return f"--force-reinstall --no-deps opencv-python-headless=={version}"
+
+
+def _model() -> Finding:
+    from models.registry import DEFAULT_MODEL, load_network, load_spec
+
+    spec = load_spec(DEFAULT_MODEL)
+    load_network(spec)
+    text = f"{spec.label}, digest {spec.digest[:12]}"
+    return Finding("model", spec.trained, text if spec.trained else f"{text}: gives no verdicts", not spec.trained)
+
+
+def _child_process() -> Finding:
+    from scanner.guard import Guard
+
+    guard = Guard(preload=("scanner.analysis",))
+    try:
+        guard.run(os.getpid, deadline_s=60)
+    finally:
+        guard.close()
+    return Finding("child process", True, "starts and answers")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("gpu", True, "none: clips are scored on the CPU")
+    return Finding("gpu", True, ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())))
+
+
+def _memory() -> Finding:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    text = f"{total / 2**30:.1f} GiB"
+    enough = total >= MIN_MEMORY_BYTES
+    return Finding("memory", enough, text if enough else f"{text}: a scan needs 4", warning=True)
+
+
+def _scratch() -> Finding:
+    where = tempfile.gettempdir()
+    free = shutil.disk_usage(where).free
+    text = f"{free / 2**30:.1f} GiB free in {where}"
+    enough = free >= MIN_SCRATCH_BYTES
+    return Finding("scratch", enough, text if enough else f"{text}: choose another --scratch for S3", warning=True)
+
+
+def _shared_memory() -> Finding:
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return Finding("shared memory", True, "no /dev/shm: Ray uses files", warning=True)
+    text = f"{free / 2**30:.1f} GiB free"
+    enough = free >= MIN_SHM_BYTES
+    return Finding("shared memory", enough, text if enough else f"{text}: docker run --shm-size=2g", warning=True)
+
+
+CHECKS = (_python, _libraries, _one_cv2, _model, _child_process, _gpu, _memory, _scratch, _shared_memory)

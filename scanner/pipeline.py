@@ -1,0 +1,300 @@
+"""The way of a record, top to bottom: videos → spans → faces and signals → clip scores → rows on disk."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from cluster.plan import Plan
+from models.spec import ModelError, ModelSpec
+from scanner.analysis import Analysis, analyze_span, probe_video
+from scanner.clips import ClipRef, ClipScores, Thumbnail, clips_of, jpeg, pad
+from scanner.decode import DecodeError
+from scanner.guard import Guard, GuardFailure
+from scanner.records import RunFacts, Span, span_row
+from scanner.results import Status, write_part
+from scanner.scratch import FetchError, Scratch
+from scanner.sources import Video
+
+VIDEOS_PER_BLOCK = 200  # in Ray's object store before probing: a million videos are 5,000 references
+PROBE_DEADLINE_S = 120.0  # reading a header takes milliseconds; a recording without one is read whole
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything the stages of one run need to know. Travels to every worker once."""
+
+    results: str
+    run: RunFacts
+    analysis: Analysis
+    clip_frames: int
+    span_seconds: float
+    span_timeout: float
+    memory_limit: int  # bytes, of the child that analyses
+    max_video_size: int  # bytes
+    max_video_seconds: float
+    thumbnails: int  # per span
+    scratch: Scratch
+
+
+@dataclass(frozen=True)
+class Todo:
+    """A video to scan, and which of its spans are done already."""
+
+    video: Video
+    done: frozenset[int] = frozenset()
+
+
+def dataset(todo: list[ray.ObjectRef], work: Work, plan: Plan) -> ray.data.Dataset:
+    """The whole scan as a lazy, streaming dataset; reading its rows (see `Sink`) runs it.
+
+    todo: references to blocks as `todo_block` makes them. Every video comes out as at least one row:
+    stages turn whatever goes wrong with it into a status.
+    """
+    videos = ray.data.from_arrow_refs(todo)
+    spans = videos.flat_map(SplitIntoSpans, fn_constructor_args=(work,), **plan.split)
+    signals = spans.map(Analyze, fn_constructor_args=(work,), **plan.analyze)
+    scored = signals.map_batches(Score, fn_constructor_args=(work, plan.device), **plan.score)
+    return scored.map_batches(Sink, fn_constructor_args=(work,), **plan.sink)
+
+
+# --- what travels between stages --------------------------------------------------------------------------
+
+
+def todo_block(items: Iterable[Todo]) -> pa.Table:
+    """A block of the dataset's input."""
+    return pa.table({"item": pa.array([pickle.dumps(item) for item in items], pa.binary())})
+
+
+def _pack(item: Any) -> dict[str, bytes]:
+    # As bytes, so that Arrow neither guesses at NULLs nor unpacks pictures that only pass through.
+    return {"item": pickle.dumps(item, protocol=5)}
+
+
+def _unpack(row: dict[str, Any]) -> Any:
+    return pickle.loads(row["item"])
+
+
+# --- the stages -------------------------------------------------------------------------------------------
+
+
+class SplitIntoSpans:
+    """Video → spans: fetch it, read its header, cut it into pieces; leave out what is done."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.guard = Guard(preload=("scanner.decode",), memory_limit=work.memory_limit)
+
+    def __call__(self, row: dict[str, Any]) -> list[dict[str, bytes]]:
+        todo: Todo = _unpack(row)
+        spans = [span for span in self.split(todo.video) if span.index not in todo.done]
+        return [_pack(replace(span, siblings=len(spans) - 1)) for span in spans]
+
+    def split(self, video: Video) -> list[Span]:
+        """The spans of a video; one that has failed already if its header can't be read."""
+        whole = Span(video.uri, video.content_tag, video.size_bytes)
+        limit = self.work.max_video_size
+        if video.error is not None:
+            return [whole.failed(Status.MISSING, video.error)]
+        if video.size_bytes is not None and video.size_bytes > limit:
+            what = f"{video.size_bytes:,} bytes are over --max-video-size ({limit:,})"
+            return [whole.failed(Status.TOO_LARGE, what)]
+        try:
+            with self.work.scratch.fetch(video.uri, video.content_tag, video.size_bytes) as path:
+                deadline = min(PROBE_DEADLINE_S, self.work.span_timeout)
+                info = self.guard.run(probe_video, str(path), deadline_s=deadline)
+        except (DecodeError, FetchError, GuardFailure) as failure:
+            return [whole.failed(failure.status, str(failure))]
+        except Exception as error:
+            return [whole.failed(Status.DECODE_ERROR, _unforeseen(error))]
+        if info.duration_s > self.work.max_video_seconds:
+            most = f"{self.work.max_video_seconds:g}"
+            what = f"{info.duration_s:.0f} s are over --max-video-seconds ({most})"
+            return [replace(whole, info=info).failed(Status.TOO_LARGE, what)]
+        bounds = span_bounds(info.duration_s, self.work.span_seconds)
+        return [
+            replace(whole, info=info, index=i, count=len(bounds), t_start=start, t_end=end)
+            for i, (start, end) in enumerate(bounds)
+        ]
+
+
+class Analyze:
+    """Span → faces, signals and crops, by a child process that may be killed at any time."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.guard = Guard(preload=("scanner.analysis", "mediapipe"), memory_limit=work.memory_limit)
+        self.guard.warm_up()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
+        span: Span = _unpack(row)
+        if span.status is not Status.OK:
+            return _pack(span)
+        began = time.perf_counter()
+        span = self.analyze(span)
+        return _pack(replace(span, worker_s=span.worker_s + time.perf_counter() - began))
+
+    def analyze(self, span: Span) -> Span:
+        """The span with its signals, or ended with the reason why there are none."""
+        scratch = self.work.scratch
+        try:
+            with scratch.fetch(span.uri, span.content_tag, span.size_bytes) as path:
+                signals = self._signals(span, path)
+        except (DecodeError, FetchError, GuardFailure) as failure:
+            return span.failed(failure.status, str(failure))
+        except Exception as error:
+            return span.failed(Status.DECODE_ERROR, _unforeseen(error))
+        if span.count == 1:
+            scratch.release(span.uri, span.content_tag)
+        return replace(span, signals=signals, status=self._status(signals))
+
+    def _signals(self, span: Span, path: Path):
+        limit = self.work.span_timeout
+        arguments = (str(path), span.info, span.t_start, span.t_end, self.work.analysis)
+        try:
+            return self.guard.run(analyze_span, *arguments, "decord", deadline_s=limit)
+        except GuardFailure as failure:
+            if failure.status is Status.TOO_LARGE:
+                raise
+            # decord spins or crashes on files that PyAV reads. If PyAV fails as well, its failure counts.
+            return self.guard.run(analyze_span, *arguments, "pyav", deadline_s=limit)
+
+    def _status(self, signals) -> Status:
+        if not signals.faces:
+            return Status.NO_FACE
+        spec = self.work.run.spec
+        clips = clips_of(signals.faces, self.work.clip_frames, min_clip_frames(spec, self.work.clip_frames))
+        return Status.OK if clips else Status.TOO_SHORT
+
+
+class Score:
+    """Spans → the network's scores and heatmaps, in batches mixed from many spans."""
+
+    def __init__(self, work: Work, device: str) -> None:
+        from models.scorer import ClipScorer  # torch: only where it is used
+
+        self.work = work
+        threads = 1 if device == "cpu" else None  # one actor, one core: Ray places as many as there are
+        self.scorer = ClipScorer(work.run.spec, device=device, threads=threads)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        spans = [pickle.loads(item) for item in batch["item"]]
+        began = time.perf_counter()
+        spans = self.score(spans)
+        each = (time.perf_counter() - began) / len(spans)
+        return _pack_batch(replace(span, worker_s=span.worker_s + each) for span in spans)
+
+    def score(self, spans: list[Span]) -> list[Span]:
+        """The same spans, those with clips scored, all without their crops."""
+        spec = self.work.run.spec
+        least = min_clip_frames(spec, self.work.clip_frames)
+        clips = [clips_of(span.signals.faces, self.work.clip_frames, least) if span.signals else [] for span in spans]
+        pictures = [_crops(span, clip) for span, refs in zip(spans, clips, strict=True) for clip in refs]
+        if not pictures:
+            return [_without_crops(span) for span in spans]
+        try:
+            padded, lengths = pad(pictures, self.work.clip_frames)
+            probabilities, frames = self.scorer.score(padded, lengths)
+        except (ModelError, RuntimeError, MemoryError) as error:  # RuntimeError: torch, out of memory too
+            if len(spans) == 1:
+                return [spans[0].failed(Status.MODEL_ERROR, _unforeseen(error))]
+            return [one for span in spans for one in self.score([span])]  # the others shall not suffer
+        scored, first = [], 0
+        for span, refs in zip(spans, clips, strict=True):
+            here = slice(first, first + len(refs))
+            first += len(refs)
+            if refs:
+                answers = [f[:n] for f, n in zip(frames[here], lengths[here], strict=True)]
+                scores = ClipScores(refs, probabilities[here], answers, [])
+                kept = self._thumbnails(span, scores, padded[here], lengths[here])
+                span = replace(span, scores=replace(scores, thumbnails=kept))
+            scored.append(_without_crops(span))
+        return scored
+
+    def _thumbnails(self, span: Span, scores: ClipScores, padded, lengths) -> list[Thumbnail]:
+        """Pictures of the most suspicious clips; from an untrained model the first ones, without heatmaps."""
+        from models.gradcam import overlay
+
+        kept = []
+        trained = self.work.run.spec.trained
+        ranking = np.argsort(-scores.probabilities, kind="stable") if trained else range(len(scores.clips))
+        for number in list(ranking)[: self.work.thumbnails]:
+            ref = scores.clips[number]
+            heatmap, frame = None, 0
+            if trained:
+                frame, heat = self.scorer.explain(padded[number], int(lengths[number]))
+                heatmap = jpeg(overlay(padded[number][frame], heat))
+            image = jpeg(padded[number][frame])
+            kept.append(Thumbnail(ref.face, ref.start + frame, int(number), image, heatmap))
+        return kept
+
+
+class Sink:
+    """Spans → rows of one Parquet part; passes on only what the driver counts."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+        spans: list[Span] = [pickle.loads(item) for item in batch["item"]]
+        rows = [span_row(span, self.work.run) for span in spans]
+        write_part(self.work.results, self.work.run.run_id, rows)
+        return {
+            "uri": [row["uri"] for row in rows],
+            "remaining": [span.siblings for span in spans],
+            "status": [row["status"] for row in rows],
+            "seconds": [row["analyzed_s"] or 0.0 for row in rows],
+            "flagged": [sum(clip["flagged"] for clip in row["clips"]) for row in rows],
+        }
+
+
+# --- small helpers ----------------------------------------------------------------------------------------
+
+
+def span_bounds(duration_s: float, span_seconds: float) -> list[tuple[float, float]]:
+    """Cut a video into spans [start, end): full ones, and a last one of half to one and a half lengths.
+
+    The last one has no end: what a header says of a video's duration may be too little.
+    """
+    count = max(1, int(duration_s / span_seconds + 0.5))
+    starts = [i * span_seconds for i in range(count)]
+    return list(zip(starts, [*starts[1:], math.inf], strict=True))
+
+
+def min_clip_frames(spec: ModelSpec, clip_frames: int) -> int:
+    """The fewest crops that make a clip, where the user asked for shorter clips too."""
+    return min(spec.min_clip_frames, clip_frames)
+
+
+def _crops(span: Span, clip: ClipRef) -> np.ndarray:
+    assert span.signals is not None, "clips come from signals"
+    return span.signals.faces[clip.face].crops[clip.start : clip.stop]
+
+
+def _without_crops(span: Span) -> Span:
+    if span.signals is None:
+        return span
+    faces = [replace(face, crops=face.crops[:0]) for face in span.signals.faces]
+    return replace(span, signals=replace(span.signals, faces=faces))
+
+
+def _pack_batch(items: Iterable[Span]) -> dict[str, Any]:
+    rows = [pickle.dumps(item, protocol=5) for item in items]
+    packed = np.empty(len(rows), dtype=object)
+    packed[:] = rows
+    return {"item": packed}
+
+
+def _unforeseen(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"[:500]

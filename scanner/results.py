@@ -1,0 +1,184 @@
+"""What lands in RESULTS: the statuses, the Parquet schema of a span, and the parts they are written to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scanner.storage import put_bytes
+from scanner.uris import join
+
+
+class Status(str, Enum):
+    """How a span (and so a video) ended. Only OK carries scores."""
+
+    OK = "ok"
+    NO_FACE = "no_face"  # decoded, but no face was found
+    TOO_SHORT = "too_short"  # a face, but never long enough for a clip
+    UNSUPPORTED = "unsupported"  # not a video: text, audio only, an unknown container
+    DECODE_ERROR = "decode_error"  # a video, but no frame of it could be read
+    TIMEOUT = "timeout"  # decoding or analysis passed its deadline and was killed
+    CRASHED = "crashed"  # the child process that analysed it died
+    TOO_LARGE = "too_large"  # over a limit on bytes, seconds, pixels or memory
+    MISSING = "missing"  # could not be fetched: gone, or access denied
+    MODEL_ERROR = "model_error"  # faces were found, but scoring them failed
+
+
+#: Statuses that say something went wrong, as `failures` lists them and `--retry-failed` retries them.
+#: NO_FACE and TOO_SHORT are findings about the video, not failures.
+FAILED = frozenset(
+    {
+        Status.UNSUPPORTED,
+        Status.DECODE_ERROR,
+        Status.TIMEOUT,
+        Status.CRASHED,
+        Status.TOO_LARGE,
+        Status.MISSING,
+        Status.MODEL_ERROR,
+    }
+)
+
+SCHEMA_VERSION = 1
+
+_BOX = [("x", pa.float32()), ("y", pa.float32()), ("w", pa.float32()), ("h", pa.float32())]
+
+FACE = pa.struct(
+    [
+        ("face_id", pa.string()),  # "<span index>-<track>", unique within a video
+        ("t_start", pa.float64()),
+        ("t_end", pa.float64()),
+        ("face_s", pa.float64()),  # seconds with landmarks
+        ("score", pa.float64()),
+        ("cnn_score", pa.float64()),
+        ("blink_count", pa.int32()),
+        ("blink_rate", pa.float64()),  # per minute
+        ("blink_score", pa.float64()),
+        ("blink_s", pa.float64()),  # seconds in which blinks could be seen
+        ("blink_t", pa.list_(pa.float32())),  # moment of each blink
+        ("blink_d", pa.list_(pa.float32())),  # duration of each blink, seconds
+        ("micro_irregularity", pa.float64()),
+        *_BOX,  # median box
+        ("signal_t", pa.list_(pa.float32())),  # sampled moments of this track
+        ("signal_ear", pa.list_(pa.float32())),  # EAR, mean of both eyes
+        (
+            "signal_motion",
+            pa.list_(pa.float32()),
+        ),  # landmark motion without head motion, inter-ocular distances/s
+    ]
+)
+CLIP = pa.struct(
+    [
+        ("face_id", pa.string()),
+        ("t_start", pa.float64()),
+        ("t_end", pa.float64()),
+        ("score", pa.float64()),
+        ("cnn_score", pa.float64()),
+        ("flagged", pa.bool_()),
+        *_BOX,
+    ]
+)
+FRAME = pa.struct(
+    [
+        ("face_id", pa.string()),
+        ("t", pa.float64()),
+        ("score", pa.float64()),
+        ("ear", pa.float32()),
+        ("blink", pa.bool_()),
+        *_BOX,
+    ]
+)
+THUMBNAIL = pa.struct(
+    [
+        ("face_id", pa.string()),
+        ("t", pa.float64()),
+        ("score", pa.float64()),
+        ("image", pa.binary()),  # JPEG of the face crop
+        (
+            "heatmap",
+            pa.binary(),
+        ),  # JPEG of it under its Grad-CAM; NULL from an untrained model
+    ]
+)
+
+#: One row per span. Times in seconds of the video, boxes as fractions of the frame.
+SPAN = pa.schema(
+    [
+        ("schema_version", pa.int32()),
+        ("run_id", pa.string()),
+        ("scanned_at", pa.timestamp("us", tz="UTC")),
+        ("uri", pa.string()),
+        ("content_tag", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("span_index", pa.int32()),
+        ("span_count", pa.int32()),
+        ("t_start", pa.float64()),
+        ("t_end", pa.float64()),
+        ("duration_s", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("fps", pa.float64()),
+        ("codec", pa.string()),
+        ("decoder", pa.string()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("lost_s", pa.float64()),  # seconds that no decoder could read
+        ("analyzed_s", pa.float64()),
+        ("face_s", pa.float64()),  # seconds with at least one face
+        ("n_faces", pa.int32()),  # most faces seen at one moment
+        ("score", pa.float64()),
+        ("verdict", pa.string()),
+        ("cnn_score", pa.float64()),
+        ("blink_count", pa.int32()),
+        ("blink_s", pa.float64()),
+        ("blink_rate", pa.float64()),
+        ("blink_score", pa.float64()),
+        ("micro_irregularity", pa.float64()),
+        ("model", pa.string()),
+        ("model_digest", pa.string()),
+        ("settings_digest", pa.string()),
+        ("threshold", pa.float64()),  # a clip is flagged at or above this score
+        ("worker_s", pa.float64()),  # seconds spent on this span: fetch, analysis, scoring
+        ("faces", pa.list_(FACE)),
+        ("clips", pa.list_(CLIP)),
+        ("frames", pa.list_(FRAME)),
+        ("thumbnails", pa.list_(THUMBNAIL)),
+    ]
+)
+
+
+def part_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows of SPAN as one Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=SPAN), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def part_name(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A name made from the spans inside, so that a repeated write replaces the first one."""
+    keys = sorted(f"{row['uri']}\0{row['content_tag']}\0{row['span_index']}" for row in rows)
+    digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
+    return f"part-{digest[:24]}.parquet"
+
+
+def write_part(results: str, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add spans to RESULTS: whole or not at all. Raises OSError or UserError where that is impossible."""
+    put_bytes(join(results, f"spans/run_id={run_id}/{part_name(rows)}"), part_bytes(rows))
+
+
+def write_run(results: str, run: Mapping[str, Any]) -> None:
+    """Write or replace the record of a run, runs/<run_id>.json."""
+    data = json.dumps(run, indent=1, default=str, sort_keys=True)
+    put_bytes(join(results, f"runs/{run['run_id']}.json"), data.encode())
+
+
+def new_run_id() -> str:
+    """Sorts by time; the random end keeps two runs of one microsecond apart."""
+    return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"

@@ -1,0 +1,310 @@
+"""One scan from the driver's side: check, list, run the pipeline, sum up."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import itertools
+import json
+import platform
+import signal
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from models.registry import load_spec
+from models.spec import ModelError, ModelSpec
+from scanner import errors
+from scanner.analysis import Analysis
+from scanner.config import ScanConfig
+from scanner.errors import UserError
+from scanner.pipeline import VIDEOS_PER_BLOCK, Todo, Work, dataset, todo_block
+from scanner.progress import Progress
+from scanner.records import RunFacts
+from scanner.results import FAILED, Status, new_run_id, write_run
+from scanner.resume import Done
+from scanner.scratch import Scratch, sweep
+from scanner.sources import check_sources, iter_videos
+from scanner.storage import ensure_writable
+
+REPORTED_PACKAGES = (
+    "deepsweep",
+    "ray",
+    "torch",
+    "torchvision",
+    "mediapipe",
+    "decord",
+    "av",
+    "numpy",
+    "pyarrow",
+)
+WEBHOOK_TIMEOUT_S = 10
+
+
+def scan(config: ScanConfig) -> int:
+    """Run a scan and return the exit code. Raises UserError before anything is scanned."""
+    if not config.sources:
+        raise UserError("Name what to scan: a folder, a file, a glob, s3://bucket/prefix or a manifest.")
+    spec = _load_spec(config.model)
+    check_sources(config.sources)
+    ensure_writable(config.out)
+    facts = RunFacts(
+        run_id=new_run_id(),
+        spec=spec,
+        settings_digest=config.digest(config.clip_frames or spec.clip_frames),
+        threshold=spec.thresholds["fake"] if config.threshold is None else config.threshold,
+    )
+    done = Done.load(config.out, spec.digest, facts.settings_digest, retry_failed=config.retry_failed)
+    if config.rescan:
+        done = Done()
+    inventory = Inventory(config, done)
+    if config.dry_run:
+        from scanner.dryrun import dry_run
+
+        return dry_run(inventory, config)
+    with Progress(quiet=config.quiet, as_json=config.json) as progress:
+        first = next(inventory.blocks(progress), None)
+        if first is not None:
+            outcome = _run(config, facts, inventory, first, progress)
+    if first is None:
+        return _nothing_to_do(config, inventory)
+    return _conclude(config, facts, outcome, progress)
+
+
+class Inventory:
+    """The videos of a scan, listed as a stream, less what is done; counts what it meets."""
+
+    def __init__(self, config: ScanConfig, done: Done) -> None:
+        self.met = self.todo = 0
+        seen = self._count(iter_videos(config.sources, config.include, config.exclude))
+        self._todo = itertools.islice(done.remaining(seen), config.limit)
+
+    def _count(self, videos):
+        for video in videos:
+            self.met += 1
+            yield video
+
+    def __iter__(self) -> Iterator[Todo]:
+        for item in self._todo:
+            self.todo += 1
+            yield item
+
+    def blocks(self, progress: Progress) -> Iterator[Any]:
+        """Blocks for the pipeline's input; continues where it was left."""
+        items = iter(self)
+        while chunk := list(itertools.islice(items, VIDEOS_PER_BLOCK)):
+            progress.videos = self.todo
+            yield todo_block(chunk)
+
+
+def _run(config: ScanConfig, facts: RunFacts, inventory: Inventory, first, progress: Progress) -> dict[str, Any]:
+    """Drive the pipeline until everything is written or the user interrupts; the run's record."""
+    import ray
+
+    from cluster.connect import connect, disconnect
+    from cluster.plan import make_plan
+
+    base = scratch_base(config)
+    sweep(base)
+    record = _begin_record(config, facts)
+    began = time.monotonic()
+    progress.phase = "starting"
+    with _sigterm_interrupts():
+        try:
+            resources = connect(config.address, config.gpus)
+            plan = make_plan(resources.cpus, resources.gpus, resources.nodes)
+            write_run(config.out, record)
+            _set_up_ray_data()
+            refs = [ray.put(block) for block in itertools.chain([first], inventory.blocks(progress))]
+            progress.listing = False
+            progress.event("started", run_id=facts.run_id, videos=inventory.todo, **_plan_facts(resources, plan))
+            work = _work(config, facts, Scratch(base / facts.run_id, config.scratch_size))
+            for batch in dataset(refs, work, plan).iter_batches(batch_size=None, prefetch_batches=0):
+                if "first_result_s" not in record:
+                    record["first_result_s"] = round(time.monotonic() - began, 2)
+                _count(progress, batch)
+            record["finished_at"] = _now()
+        except KeyboardInterrupt:
+            record |= {"finished_at": _now(), "interrupted": True}
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            raise UserError(
+                f"the scan broke off: {_root_cause(error)}. What was finished is kept in {config.out};"
+                " the same command goes on from there.",
+                errors.EXIT_PREFLIGHT,
+            ) from None
+        finally:
+            disconnect()
+            sweep(base)
+    record |= {
+        "spans": progress.spans_done,
+        "video_hours": round(progress.seconds / 3600, 4),
+        "wall_s": round(time.monotonic() - began, 2),
+        "video_hours_per_hour": round(progress.seconds / max(1e-9, time.monotonic() - began), 2),
+    }
+    return record
+
+
+def _conclude(config: ScanConfig, facts: RunFacts, record: dict[str, Any], progress: Progress) -> int:
+    """Sum up what is on disk, tell everyone, choose the exit code."""
+    from scanner.summary import print_summary, summarize
+
+    summary = summarize(config.out, facts.run_id)
+    record |= {"counts": summary.counts, "videos": summary.videos}
+    write_run(config.out, record)
+    if not config.quiet and not config.json:
+        print_summary(summary, record, config)
+    progress.event("finished", **record)
+    if config.webhook:
+        _post(config.webhook, record)
+    if record["interrupted"]:
+        return errors.EXIT_INTERRUPTED
+    if config.fail_on_flag and summary.flagged_clips:
+        return errors.EXIT_FLAGGED
+    failed = sum(n for status, n in summary.counts.items() if Status(status) in FAILED)
+    return errors.EXIT_SOME_FAILED if failed else errors.EXIT_OK
+
+
+def _nothing_to_do(config: ScanConfig, inventory: Inventory) -> int:
+    if inventory.met == 0:
+        raise UserError(
+            f"nothing to scan: no video in {' '.join(config.sources)}. Check --include and --exclude.",
+            errors.EXIT_NOTHING_TO_SCAN,
+        )
+    message = f"nothing new: {inventory.met:,} videos are done already in {config.out}"
+    if config.json:
+        print(json.dumps({"event": "finished", "videos": 0, "done_before": inventory.met}))
+    elif not config.quiet:
+        print(f"{message} (--retry-failed scans failed ones again, --rescan all).")
+    return errors.EXIT_OK
+
+
+# --- pieces -----------------------------------------------------------------------------------------------
+
+
+def _load_spec(model: str) -> ModelSpec:
+    try:
+        return load_spec(model)
+    except ModelError as error:
+        raise UserError(str(error)) from None
+
+
+def _work(config: ScanConfig, facts: RunFacts, scratch: Scratch) -> Work:
+    spec = facts.spec
+    return Work(
+        results=config.out,
+        run=facts,
+        analysis=Analysis(config.fps, min(spec.clip_fps, config.fps), spec.input_size, spec.crop_margin),
+        clip_frames=config.clip_frames or spec.clip_frames,
+        span_seconds=config.span_seconds,
+        span_timeout=config.span_timeout,
+        memory_limit=config.memory_limit,
+        max_video_size=config.max_video_size,
+        max_video_seconds=config.max_video_seconds,
+        thumbnails=config.thumbnails,
+        scratch=scratch,
+    )
+
+
+def scratch_base(config: ScanConfig) -> Path:
+    """The folder under which each run has its own scratch folder; per user, for /tmp is shared."""
+    default = Path(tempfile.gettempdir()) / f"deepsweep-scratch-{getpass.getuser()}"
+    return Path(config.scratch).absolute() if config.scratch else default
+
+
+def _set_up_ray_data() -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A row is a span with megabytes of crops, or a video with hours of work behind it: every row travels as
+    # its own block, at once, so that no finished span waits for others and no long video keeps one actor.
+    context.target_max_block_size = 1
+    context.target_min_block_size = 1
+
+
+def _count(progress: Progress, batch: dict[str, Sequence[Any]]) -> None:
+    columns = ("uri", "remaining", "status", "flagged", "seconds")
+    for uri, remaining, status, flagged, seconds in zip(*(batch[c] for c in columns), strict=True):
+        progress.span(
+            str(uri),
+            int(remaining),
+            str(status),
+            failed=Status(status) in FAILED,
+            flagged=int(flagged),
+            seconds=float(seconds),
+        )
+
+
+def _begin_record(config: ScanConfig, facts: RunFacts) -> dict[str, Any]:
+    return {
+        "run_id": facts.run_id,
+        "started_at": _now(),
+        "finished_at": None,
+        "interrupted": False,
+        "settings": config.record(),
+        "model": facts.spec.label,
+        "model_digest": facts.spec.digest,
+        "settings_digest": facts.settings_digest,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in REPORTED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def _plan_facts(resources, plan) -> dict[str, Any]:
+    return {
+        "cpus": resources.cpus,
+        "gpus": resources.gpus,
+        "analyzers": plan.analyzers,
+        "scorers": plan.scorers,
+        "device": plan.device,
+    }
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat()
+
+
+def _root_cause(error: BaseException) -> str:
+    """The sentence at the bottom of a chain of Ray's wrappers."""
+    cause = getattr(error, "cause", None) or error.__cause__ or error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no message'}"
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM (a supervisor's stop) end a scan as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _post(url: str, record: dict[str, Any]) -> None:
+    """Tell a webhook; a deaf one costs a warning, never the scan."""
+    body = json.dumps(record, default=str).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=WEBHOOK_TIMEOUT_S):
+            pass
+    except (OSError, ValueError) as error:
+        print(f"the webhook could not be told: {error}", file=sys.stderr)
