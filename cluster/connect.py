@@ -6,7 +6,10 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.plan import MIN_CPUS
 from scanner.errors import EXIT_PREFLIGHT, UserError
@@ -34,17 +37,15 @@ def connect(address: str | None, gpus: int | None) -> Resources:
     _hush()
     import ray
 
-    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {
+            "num_gpus": gpus,
+            "include_dashboard": False,
+            "object_store_memory": _object_store_bytes(),
+        }
     try:
-        if address is None:
-            ray.init(
-                num_gpus=gpus,
-                include_dashboard=False,
-                object_store_memory=_object_store_bytes(),
-                namespace="deepsweep",
-                **options,
-            )
-        else:
+        with _without_stderr():
             ray.init(address=address, namespace="deepsweep", **options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         where = "Ray could not be started here" if address is None else f"no Ray cluster answers at {address}"
@@ -100,6 +101,21 @@ def _hush() -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Close file descriptor 2 to Ray's C++ parts, which announce their own log level on it."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _first_line(error: BaseException) -> str:

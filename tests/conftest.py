@@ -1,0 +1,58 @@
+"""What holds for every test: an ERROR in the log fails it, and the sample archive is read and analysed once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.zoo import ARCHIVE, ZOO, render
+
+# The same examples everywhere, and no deadline: a slow machine must not fail a property.
+settings.register_profile("deepsweep", derandomize=True, deadline=None)
+settings.load_profile("deepsweep")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "logs_errors: the test wants an ERROR to be logged")
+
+
+class _Kept(logging.Handler):
+    """Keeps the records that reach the root logger."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture(autouse=True)
+def no_unexpected_errors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that logs at ERROR or above, unless it is marked `logs_errors`."""
+    kept = _Kept()
+    logging.getLogger().addHandler(kept)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(kept)
+    if kept.records and not request.node.get_closest_marker("logs_errors"):
+        lines = [f"{record.name}: {record.getMessage()}" for record in kept.records]
+        pytest.fail("logged at ERROR: " + " | ".join(lines))
+
+
+@pytest.fixture(scope="session")
+def zoo_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """zoo_file(name): where a clip of the zoo lies; what is not shipped is rendered once a session."""
+
+    @cache
+    def find(name: str) -> Path:
+        clip = ZOO[name]
+        return ARCHIVE / clip.path if clip.shipped else render(clip, tmp_path_factory.mktemp("zoo"))
+
+    return find
