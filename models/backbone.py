@@ -23,15 +23,22 @@ def mobilenet_v2_features(width_mult: float) -> nn.Sequential:
     return features
 
 
+def feature_channels(features: nn.Sequential) -> int:
+    """Channels of the maps that `features` gives: 1280, or more where it is wider than usual."""
+    last = [module for module in features.modules() if isinstance(module, nn.Conv2d)][-1]
+    return last.out_channels
+
+
 def _import_torchvision() -> None:
     """Import torchvision beside a torch that its binary was not built for.
 
     A package registry may pair a CPU torch with torchvision's CUDA build. Its compiled library then fails to load,
     and the import stops at "operator torchvision::nms does not exist", where it registers shapes for two operators
-    that the library should have defined. The networks are plain Python and need neither, so declaring the two is enough.
+    that the library should have defined. The networks are plain Python and need neither, so
+    declaring the two is enough.
     """
     try:
-        import torchvision  # noqa: F401  imported to see whether it can be
+        import torchvision
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models.backbone import mobilenet_v2_features
+from models.backbone import feature_channels, mobilenet_v2_features
 from models.spec import Architecture
 
 DROPOUT = 0.2  # as in MobileNetV2's own classifier
@@ -21,7 +21,7 @@ class ClipNet(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.features = mobilenet_v2_features(architecture.width_mult)
-        channels = self.features[-1].out_channels
+        channels = feature_channels(self.features)
         self.dropout = nn.Dropout(DROPOUT)
         self.frame_head = nn.Linear(channels, 1)
         self.lstm = nn.LSTM(channels, architecture.lstm_hidden, architecture.lstm_layers, batch_first=True)

@@ -152,9 +152,7 @@ def spec_json(spec: ModelSpec) -> str:
         "std": list(spec.std),
         "fusion": dict(spec.fusion),
         "thresholds": dict(spec.thresholds),
-        "weights": None
-        if spec.weights is None
-        else {"file": spec.weights.file, "sha256": spec.weights.sha256},
+        "weights": None if spec.weights is None else {"file": spec.weights.file, "sha256": spec.weights.sha256},
         "seed": spec.seed,
     }
     return json.dumps(content, indent=2) + "\n"

@@ -141,7 +141,7 @@ def probe(path: Path) -> VideoInfo:
             width=width,
             height=height,
             fps=float(rate) if rate else 0.0,
-            codec=stream.codec_context.name,
+            codec=stream.codec_context.codec.canonical_name,  # av1, not libdav1d
             rotation=rotation,
             pixel_aspect=aspect,
             container=container.format.name,
@@ -206,8 +206,6 @@ def _decord_reader(path: Path, info: VideoInfo):
         width, height = analysis_size(info)
         if (width, height) == (info.width, info.height) and info.pixel_aspect == 1:
             width = height = -1  # as stored: scaling costs more than it saves
-        elif info.rotation in (90, 270):
-            width, height = height, width  # decord scales first and turns afterwards
         # fault_tol: decord fills unreadable frames with copies of their neighbours unless told not to.
         reader = decord.VideoReader(str(path), num_threads=1, width=width, height=height, fault_tol=1e-9)
         times = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0] if len(reader) else np.zeros(0)
@@ -245,6 +243,7 @@ def _decord_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
 
 @dataclass
 class _Errors:
+    packets: int = 0  # that were read, decodable or not
     count: int = 0
     last: str = ""
 
@@ -283,7 +282,8 @@ def _pyav_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
                 if last_slot is None or slot > last_slot:
                     last_slot = slot
                     yield Frame(t, _upright_rgb(picture, info))
-            else:
+            # Packets but not one picture: the seek landed behind the last keyframe, as in MPEG-TS, which has no index.
+            if not (first and errors.packets and target > info.start_s):
                 return
 
 
@@ -303,6 +303,7 @@ def _decode_tolerant(container, stream, errors: _Errors) -> Iterator[av.VideoFra
                 return
             packets = container.demux(stream)  # goes on behind the spot that could not be read
             continue
+        errors.packets += packet.size > 0  # the last one is empty: it flushes the decoder
         try:
             yield from packet.decode()
         except (av.FFmpegError, OSError) as error:

@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 1280, 720
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "videos" / "real"
 #: One person each, seen from about 2 m to close up; the last is square and gets black sides.
 TALKING_HEADS = ("skyreels_001.mp4", "visualvoice_000.mp4", "liveportrait_012.mp4", "sadtalker_hdtf_001.mp4")
-ENCODER = {"crf": "23", "preset": "medium"}
+ENCODER = {"crf": "23", "preset": "veryfast"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def talking_heads(seconds: float) -> Archive:
     if all(source.exists() for source in sources):
         files = [_cached(f"{s.stem}-{seconds:g}s.mp4", seconds, _rate(s), lambda s=s: _looped(s)) for s in sources]
         return Archive(files, seconds, f"{len(files)} genuine talking heads from shared/videos/real")
-    files = [_cached(f"sitter{seed}-{seconds:g}s.mp4", seconds, Fraction(25), lambda s=seed: _sitter(s)) for seed in range(4)]
+    files = [
+        _cached(f"sitter{seed}-{seconds:g}s.mp4", seconds, Fraction(25), lambda s=seed: _sitter(s)) for seed in range(4)
+    ]
     return Archive(files, seconds, f"{len(files)} rendered portraits (no ../shared/videos/real here)")
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.bench_script MODEL SECONDS VIDEO...
 
-OpenCV reads every frame, FaceMesh looks for a face in all of it, the network (the same one, at the same size, as PyTorch
-loads it) scores its crop, the LSTM every 16 crops. One process, one frame at a time. Prints its figures as JSON.
+OpenCV reads every frame, FaceMesh looks for a face in all of it, the network (the same one, at the same size, as
+PyTorch loads it) scores its crop, the LSTM every 16 crops. One process, one frame at a time. Prints figures as JSON.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import sys
 import time
 
 import cv2
-import mediapipe
 import numpy as np
 import torch
+from mediapipe.python.solutions.face_mesh import FaceMesh
 
 from models.network import ClipNet
 from models.registry import load_network, load_spec
@@ -77,7 +77,7 @@ def scan(path: str, seconds: float, mesh, network: ClipNet, spec: ModelSpec) -> 
 def main(model: str, seconds: float, paths: list[str]) -> dict[str, float]:
     spec = load_spec(model)
     network = load_network(spec)
-    mesh = mediapipe.solutions.face_mesh.FaceMesh(max_num_faces=1, refine_landmarks=True)
+    mesh = FaceMesh(max_num_faces=1, refine_landmarks=True)
     scan(paths[0], 0.5, mesh, network, spec)  # what loads at the first frame is start-up, too
     began, used = time.perf_counter(), _cpu_s()
     results = [scan(path, seconds, mesh, network, spec) for path in paths]

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.s3 import s3, s3_endpoint
+from tests.tiny_model import train_tiny_model
 from tests.zoo import ARCHIVE, ZOO, render
+
+__all__ = ["s3", "s3_endpoint"]  # fixtures
 
 # The same examples everywhere, and no deadline: a slow machine must not fail a property.
 settings.register_profile("deepsweep", derandomize=True, deadline=None)
@@ -56,3 +60,9 @@ def zoo_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return ARCHIVE / clip.path if clip.shipped else render(clip, tmp_path_factory.mktemp("zoo"))
 
     return find
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small trained model; training it takes about a minute."""
+    return train_tiny_model(tmp_path_factory.mktemp("tiny-model"))

@@ -89,14 +89,8 @@ class Watch:
                 return
 
 
-def busy_cores_s() -> float:
-    """Seconds of CPU that the whole machine has used since it was started."""
-    user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
-    return (user + nice + system + irq + softirq) / TICKS
-
-
 def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def _stat(pid: int) -> tuple[int, float] | None:

@@ -142,20 +142,21 @@ def test_pixels_that_are_not_square_are_made_square(tmp_path, decoder, turned):
     frames = list(read_frames(path, info, 0.0, END, EVERY_FRAME, decoder, Reading()))
     assert [read_frame_number(rgb) for _, rgb in frames] == list(range(10))
     original = stamped(0).astype(int)
-    for _, rgb in frames[:1]:
-        assert rgb.shape == original.shape
-        assert np.abs(rgb - original).mean() < 6
+    assert np.abs(frames[0].rgb - original).mean() < 6
 
 
+@pytest.mark.parametrize("clockwise", [0, 90, 180, 270])
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
-def test_large_pictures_are_analysed_smaller(tmp_path, decoder):
+def test_large_pictures_are_analysed_smaller_and_upright(tmp_path, decoder, clockwise):
     path = tmp_path / "large.mp4"
-    pictures = [np.repeat(np.repeat(stamped(k), 3, axis=0), 3, axis=1) for k in range(3)]
-    write_video(path, pictures, [Fraction(k, 25) for k in range(3)])
+    large = [np.repeat(np.repeat(stamped(k), 3, axis=0), 3, axis=1) for k in range(2)]
+    write_video(path, [np.rot90(picture, clockwise // 90) for picture in large], [Fraction(k, 25) for k in range(2)])
+    if clockwise:
+        set_rotation(path, clockwise)
     info = probe(path)
     assert (info.width, info.height) == (1920, 1080)
     frames = list(read_frames(path, info, 0.0, END, EVERY_FRAME, decoder, Reading()))
-    assert [(read_frame_number(rgb), rgb.shape) for _, rgb in frames] == [(k, (720, 1280, 3)) for k in range(3)]
+    assert [(read_frame_number(rgb), rgb.shape) for _, rgb in frames] == [(k, (720, 1280, 3)) for k in range(2)]
 
 
 @given(st.integers(1, 8192), st.integers(1, 8192))
@@ -192,7 +193,7 @@ def test_spans_share_out_the_frames_of_a_video(zoo_file, name, decoder, data):
     spans = data.draw(st.permutations(list(zip([0.0, *cuts], [*cuts, END], strict=True))))
     found = {span: numbers(path, info, decoder, *span) for span in spans}
     for (start, end), frames in found.items():
-        assert all(start <= t < end for t, _ in frames)
+        assert all(start - 1e-3 < t < end + 1e-3 for t, _ in frames)  # decord's times have single precision
     together = [frame for span in sorted(found) for frame in found[span]]
     times, stamps, *_ = small_pictures(path, decoder)
     assert [t for t, _ in together] == times

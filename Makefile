@@ -1,0 +1,40 @@
+# Everything runs from .venv, which the first target that needs it makes. PYTHON: 3.10 to 3.12.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+RESULTS ?= demo-results
+
+.PHONY: demo test lint bench archive docs clean
+
+demo: $(VENV)/.installed  ## scan the sample archive and show what was found
+	$(BIN)/deepsweep scan tests/archive --out $(RESULTS) --rescan || [ $$? -eq 3 ]
+	@echo; echo "Exit code 3: some videos failed, as the broken ones of the sample archive must."
+
+test: $(VENV)/.installed-dev lint  ## every check
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.installed-dev  ## video-seconds per second: the scan, its stages, ffmpeg, the plain script
+	$(BIN)/python -m tests.bench
+
+archive: $(VENV)/.installed-dev  ## draw the sample archive again
+	$(BIN)/python -m tests.zoo tests/archive
+
+docs: $(VENV)/.installed-dev  ## write the help texts into docs/commands.md
+	$(BIN)/python -m tests.docs
+
+clean:
+	rm -rf $(VENV) $(RESULTS) build dist *.egg-info
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,292 @@
+"""The benchmark: how fast deepsweep scans, beside the same work done by a straightforward script.
+
+    python -m tests.bench                  speed: the whole scan, each stage, the script (8 minutes on two cores)
+    python -m tests.bench --quick          the same with little input: whether it works, not how fast it is
+    python -m tests.bench memory           memory of every process while a 2-hour 1080p file is scanned
+    python -m tests.bench micro FOLDER     what the micro-expression measures give on genuine footage
+
+Everything is measured in turn, several times, so that whatever else the machine does falls on all alike. Where that is
+a lot, the CPU seconds are worth more than the rates: they leave out what others took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import av
+from rich.console import Console
+from rich.table import Table
+
+from tests import bench_input, processes
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN_LIMIT_S = 900.0  # of any one process that is measured
+SPIN_S = 0.5
+PACKAGES = ("ray", "torch", "mediapipe", "decord", "av", "opencv-python-headless", "numpy")
+SCAN, SCAN_ALL, SCRIPT = "scan, steady", "scan, with start-up", "the script"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int
+    file_s: float  # length of the archive's files
+    few: int  # files of the archive whose time is taken off, to get the start-up out of the scan's
+    many: int
+    alone_s: float  # of each talking head, for the script and for the stages
+
+
+FULL = Size(rounds=3, file_s=30.0, few=2, many=8, alone_s=6.0)
+QUICK = Size(rounds=1, file_s=10.0, few=2, many=4, alone_s=4.0)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One measurement."""
+
+    video_s: float
+    wall_s: float
+    cpu_s: float
+
+    @property
+    def rate(self) -> float:
+        """Seconds of video per second."""
+        return self.video_s / self.wall_s
+
+    @property
+    def cost(self) -> float:
+        """CPU seconds per second of video."""
+        return self.cpu_s / self.video_s
+
+
+@dataclass
+class Bench:
+    """Measurements of one run, round by round."""
+
+    model: Path
+    archive: bench_input.Archive
+    size: Size
+    scratch: Path
+    timings: dict[str, list[Timing]] = field(default_factory=dict)
+    facts: dict[str, list[float]] = field(default_factory=dict)  # further figures, by name
+
+    def round(self, number: int) -> None:
+        """Measure everything once; each round begins with another one."""
+        steps: list[Callable[[], None]] = [self.scan, self.script, self.stages, self.ffmpeg]
+        for step in steps[number % len(steps) :] + steps[: number % len(steps)]:
+            self._fact("share of a core that one busy thread gets here", core_share())
+            began = time.perf_counter()
+            step()
+            print(f"round {number + 1}: {step.__name__}, {time.perf_counter() - began:.0f} s", file=sys.stderr)
+
+    def scan(self) -> None:
+        """The whole command over a small and a large archive: the difference is free of start-up."""
+        few, many = (self._scan(count) for count in (self.size.few, self.size.many))
+        self._note(SCAN_ALL, many)
+        steady = Timing(many.video_s - few.video_s, many.wall_s - few.wall_s, many.cpu_s - few.cpu_s)
+        self._note(SCAN, steady)
+        self._fact("start-up and end of a scan, s", many.wall_s - many.video_s / steady.rate)
+
+    def _scan(self, count: int) -> Timing:
+        folder = Path(tempfile.mkdtemp(dir=self.scratch))
+        videos = self.archive.folder(count, folder / "archive")
+        began = time.perf_counter()
+        with scan_process(videos, folder / "results", self.model, folder / "log") as process:
+            watch = processes.Watch(process.pid, every_s=0.5)
+            with watch:
+                code = _wait(process, RUN_LIMIT_S)
+        wall_s = time.perf_counter() - began
+        if code != 0:
+            raise SystemExit(f"the scan ended with {code}:\n{(folder / 'log').read_text()[-2000:]}")
+        record = json.loads(next((folder / "results" / "runs").glob("*.json")).read_text())
+        self._fact("first result of a scan, s after Ray's start began", record["first_result_s"])
+        shutil.rmtree(folder)
+        return Timing(count * self.archive.seconds, wall_s, watch.cpu_s())
+
+    def script(self) -> None:
+        """What one would write first; its own clock starts when everything is imported and loaded."""
+        began = time.perf_counter()
+        result = self._python("tests.bench_script")
+        self._note(SCRIPT, Timing(result["video_s"], result["wall_s"], result["cpu_s"]))
+        self._fact("start-up of the script, s", time.perf_counter() - began - result["wall_s"])
+        self._fact("frames in which the script saw a face, share", result["faces"] / result["frames"])
+
+    def stages(self) -> None:
+        """Every stage alone, in one process."""
+        for stage, result in self._python("tests.bench_stages").items():
+            self._note(stage, Timing(**result))
+
+    def ffmpeg(self) -> None:
+        """Decoding every frame and doing nothing with it: no scanner that looks at all frames is faster."""
+        for threads in (1, 0):
+            name = f"only decoding, {{}}, {'one thread' if threads else 'all threads'}"
+            if (binary := shutil.which("ffmpeg")) is not None:
+                self._note(name.format("ffmpeg"), self._ffmpeg(binary, threads))
+            else:
+                self._note(name.format("PyAV"), self._pyav(threads))
+
+    def _ffmpeg(self, binary: str, threads: int) -> Timing:
+        began, before = time.perf_counter(), os.times()
+        for file in self.archive.files:
+            command = [binary, "-nostdin", "-v", "error", "-threads", str(threads), "-i", str(file)]
+            subprocess.run([*command, "-an", "-f", "null", "-"], check=True, timeout=RUN_LIMIT_S)
+        after = os.times()
+        cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+        return Timing(len(self.archive.files) * self.archive.seconds, time.perf_counter() - began, cpu_s)
+
+    def _pyav(self, threads: int) -> Timing:
+        began, used = time.perf_counter(), time.process_time()
+        for file in self.archive.files:
+            with av.open(str(file)) as container:
+                context = container.streams.video[0].codec_context
+                context.thread_type, context.thread_count = "AUTO", threads
+                for _ in container.decode(video=0):
+                    pass
+        wall_s, cpu_s = time.perf_counter() - began, time.process_time() - used
+        return Timing(len(self.archive.files) * self.archive.seconds, wall_s, cpu_s)
+
+    def _python(self, module: str) -> dict:
+        command = [sys.executable, "-m", module, str(self.model), str(self.size.alone_s), *map(str, self.archive.files)]
+        done = subprocess.run(command, cwd=ROOT, timeout=RUN_LIMIT_S, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"{module} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def _note(self, name: str, timing: Timing) -> None:
+        self.timings.setdefault(name, []).append(timing)
+
+    def _fact(self, name: str, value: float) -> None:
+        self.facts.setdefault(name, []).append(value)
+
+
+def scan_process(videos: Path, results: Path, model: Path | str, log: Path) -> subprocess.Popen:
+    """`deepsweep scan` as a process of its own, from this checkout."""
+    arguments = ["scan", str(videos), "--out", str(results), "--model", str(model), "--json"]
+    code = "from scanner.cli import main; main()"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    with log.open("w") as out:
+        return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=out, stderr=out, env=environment)
+
+
+def _wait(process: subprocess.Popen, limit_s: float) -> int:
+    try:
+        return process.wait(timeout=limit_s)
+    except BaseException:
+        processes.end(processes.family(process.pid))
+        raise
+
+
+# --- the figures ------------------------------------------------------------------------------------------
+
+
+def table(bench: Bench) -> Table:
+    """Rates and costs: medians over the rounds, rates with their range; ratios are paired by round."""
+    shown = Table(title="seconds of video per second", title_justify="left")
+    shown.add_column("what")
+    for name in ("median", "min to max", "x the script", "CPU s per video s", "cost, script = 1"):
+        shown.add_column(name, justify="right")
+    script = bench.timings[SCRIPT]
+    for name, timings in bench.timings.items():
+        rates, costs = [t.rate for t in timings], [t.cost for t in timings]
+        faster = statistics.median(t.rate / s.rate for t, s in zip(timings, script, strict=True))
+        cheaper = statistics.median(t.cost / s.cost for t, s in zip(timings, script, strict=True))
+        cells = (_short(statistics.median(rates)), f"{_short(min(rates))} to {_short(max(rates))}", f"{faster:.2f}")
+        shown.add_row(name, *cells, f"{statistics.median(costs):.4f}", f"{cheaper:.3f}")
+    return shown
+
+
+def machine() -> str:
+    """What this ran on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores, {names[0] if names else platform.machine()}; Python {platform.python_version()}, {versions}"
+
+
+def report(bench: Bench) -> dict:
+    """Everything measured, for --json."""
+    return {
+        "machine": machine(),
+        "input": f"{bench.archive.shows}, 1280x720 H.264",
+        "rounds": bench.size.rounds,
+        "timings": {name: [t.__dict__ for t in timings] for name, timings in bench.timings.items()},
+        "facts": bench.facts,
+    }
+
+
+def core_share() -> float:
+    """How much of a core a thread that never waits gets: 1 on a machine that nobody else uses."""
+    began, used = time.perf_counter(), time.thread_time()
+    while time.perf_counter() - began < SPIN_S:
+        pass
+    return (time.thread_time() - used) / (time.perf_counter() - began)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+def speed(size: Size, json_file: Path | None) -> None:
+    """Measure, print the table."""
+    with tempfile.TemporaryDirectory(prefix="deepsweep-bench-") as scratch:
+        archive = bench_input.talking_heads(size.file_s)
+        bench = Bench(bench_input.make_model(Path(scratch) / "model"), archive, size, Path(scratch))
+        for number in range(size.rounds):
+            bench.round(number)
+    result = report(bench)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(f"{result['machine']}\n{result['input']}; {size.rounds} rounds\n", highlight=False)
+    console.print(table(bench))
+    for name, values in bench.facts.items():
+        middle, low, high = statistics.median(values), min(values), max(values)
+        console.print(f"{name}: {middle:.3g} ({low:.3g} to {high:.3g})", highlight=False)
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="How fast deepsweep scans.")
+    parser.set_defaults(command="speed", quick=False, json=None)
+    parser.add_argument("--quick", action="store_true", help="little input, one round")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
+    commands = parser.add_subparsers(dest="command", metavar="memory|micro")
+    memory = commands.add_parser("memory", help="memory while a long file is scanned")
+    memory.add_argument("--hours", type=float, default=2.0, help="length of the file (default: 2)")
+    memory.add_argument("--minutes", type=float, default=10.0, help="interrupt the scan after (default: 10)")
+    memory.add_argument("--full", action="store_true", help="do not interrupt it")
+    micro = commands.add_parser("micro", help="NORMAL of scanner/micro.py from genuine videos")
+    micro.add_argument("folder", type=Path)
+    args = parser.parse_args(arguments)
+    if args.command == "memory":
+        from tests.bench_memory import measure_memory
+
+        measure_memory(args.hours * 3600, None if args.full else args.minutes * 60)
+    elif args.command == "micro":
+        from tests.bench_micro import measure_micro
+
+        measure_micro(args.folder)
+    else:
+        speed(QUICK if args.quick else FULL, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Whole scans of the sample archive, as a user runs them: real Ray, real children, real Parquet."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.s3 import BUCKET
+from tests.scans import ROOT, deepsweep, interrupted_scan, rows, videos
+from tests.zoo import ARCHIVE, ZOO
+
+SHIPPED = {name: clip for name, clip in ZOO.items() if clip.shipped}
+VIEWS = ("videos", "clips", "frames", "faces", "thumbnails")
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """RESULTS of one scan of the shipped archive, and the events it printed."""
+    results = tmp_path_factory.mktemp("scan") / "results"
+    done = deepsweep("scan", ARCHIVE, "--out", results, "--json")
+    assert done.returncode == 3, done.stderr
+    return results, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_video_has_one_row_with_the_right_status(scanned):
+    found = rows(scanned[0], "videos")
+    assert sorted(row["uri"].rsplit("/", 1)[-1] for row in found) == sorted(SHIPPED)
+    for row in found:
+        name = row["uri"].rsplit("/", 1)[-1]
+        assert row["status"] in SHIPPED[name].status, (name, row["status"], row["error"])
+        assert (row["error"] is None) == (row["status"] in ("ok", "no_face", "too_short")), name
+
+
+def test_blinks_equal_the_truth(scanned):
+    found = videos(scanned[0])
+    judged = {name for name, row in found.items() if row["blink_count"] is not None}
+    assert {"real_blinks.mp4", "fake_selfblend.mp4", "two_faces.mp4", "variable_fps.mp4"} <= judged
+    for name in judged - {"bitrot.mp4"}:
+        assert found[name]["blink_count"] == sum(len(face) for face in SHIPPED[name].blinks), name
+
+
+def test_faces_seconds_and_decoders(scanned):
+    found = videos(scanned[0])
+    assert found["two_faces.mp4"]["n_faces"] == 2
+    assert found["no_face_stretch.mp4"]["face_seconds"] == pytest.approx(8, abs=0.5)
+    assert found["rotated_90.mp4"]["width"] > found["rotated_90.mp4"]["height"]
+    assert found["av1.mp4"]["decoder"] == found["mpegts.ts"]["decoder"] == found["bitrot.mp4"]["decoder"] == "pyav"
+    assert found["real_blinks.mp4"]["decoder"] == "decord"
+    assert found["real_blinks.mp4"]["lost_seconds"] == 0
+    assert found["truncated_faststart.mp4"]["lost_seconds"] == pytest.approx(4, abs=0.5)
+    assert 0 < found["bitrot.mp4"]["lost_seconds"] < 1
+
+
+def test_an_untrained_model_gives_no_finding(scanned):
+    results = scanned[0]
+    for view, columns in {
+        "videos": ("score", "verdict", "cnn_score"),
+        "clips": ("score", "cnn_score"),
+        "frames": ("score",),
+        "faces": ("score", "cnn_score"),
+        "thumbnails": ("score", "heatmap"),
+    }.items():
+        found = rows(results, view)
+        assert found, view
+        assert all(row[column] is None for row in found for column in columns), view
+    assert {row["model"] for row in rows(results, "videos")} == {"untrained"}
+
+
+def test_events_tell_the_run(scanned):
+    results, events = scanned
+    assert [e["event"] for e in events if e["event"] != "span"] == ["started", "finished"]
+    assert {Path(e["uri"]).name for e in events if e["event"] == "span"} == set(SHIPPED)
+    (record,) = (json.loads(path.read_text()) for path in results.glob("runs/*.json"))
+    assert record["finished_at"] and sum(record["counts"].values()) == len(SHIPPED) == record["videos"]
+
+
+def test_the_same_command_again_scans_nothing(scanned):
+    results, _ = scanned
+    before = sorted(results.rglob("part-*.parquet"))
+    again = deepsweep("scan", ARCHIVE, "--out", results)
+    assert again.returncode == 0 and "nothing new" in again.stdout, again.stderr
+    assert sorted(results.rglob("part-*.parquet")) == before
+
+
+def test_a_changed_file_a_new_one_and_failures_are_scanned_again(scanned, tmp_path):
+    results, archive = tmp_path / "results", tmp_path / "archive"
+    archive.mkdir()
+    shutil.copy(ARCHIVE / "street" / "short.mp4", archive / "a.mp4")
+    (archive / "b.mp4").write_bytes(b"")
+    assert deepsweep("scan", archive, "--out", results).returncode == 3
+    shutil.copy(ARCHIVE / "street" / "no_face.mp4", archive / "a.mp4")
+    shutil.copy(ARCHIVE / "street" / "short.mp4", archive / "c.mp4")
+    assert deepsweep("scan", archive, "--out", results).returncode == 0
+    found = videos(results)
+    assert {name: row["status"] for name, row in found.items()} == {
+        "a.mp4": "no_face",
+        "b.mp4": "decode_error",
+        "c.mp4": "too_short",
+    }
+    retried = deepsweep("scan", archive, "--out", results, "--retry-failed", "--json")
+    events = [json.loads(line) for line in retried.stdout.splitlines()]
+    assert [Path(e["uri"]).name for e in events if e["event"] == "span"] == ["b.mp4"]
+    assert [row["attempts"] for row in rows(results, "failures")] == [2]
+
+
+def test_two_runs_and_folder_and_bucket_agree(scanned, s3):
+    for path in sorted(p for p in ARCHIVE.rglob("*") if p.is_file()):
+        s3.upload_file(str(path), BUCKET, f"tests/archive/{path.relative_to(ARCHIVE)}")
+    results = f"s3://{BUCKET}/results"
+    done = deepsweep("scan", f"s3://{BUCKET}/tests/archive", "--out", results)
+    assert done.returncode == 3, done.stderr
+    for view in VIEWS:
+        assert rows(results, view) == rows(scanned[0], view), view
+    answer = deepsweep("query", "summary", "--results", results, "--format", "json")
+    assert answer.returncode == 0 and json.loads(answer.stdout)
+
+
+SPANS = ("--span-seconds", "5", "--include", "talks/*", "--include", "street/*")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    results = tmp_path_factory.mktemp("undisturbed") / "results"
+    assert deepsweep("scan", ARCHIVE, "--out", results, *SPANS).returncode == 0
+    return results
+
+
+@pytest.mark.parametrize(("how", "after", "code"), [(signal.SIGKILL, 4, -9), (signal.SIGINT, 2, 130)])
+def test_an_interrupted_scan_goes_on_where_it_was(undisturbed, tmp_path, how, after, code):
+    results = tmp_path / "results"
+    assert interrupted_scan(results, after, how, ARCHIVE, *SPANS) == code
+    finished = {p.name for p in results.rglob("part-*.parquet")}
+    assert deepsweep("scan", ARCHIVE, "--out", results, *SPANS).returncode == 0
+    assert finished <= {p.name for p in results.rglob("part-*.parquet")}
+    for view in VIEWS:
+        assert rows(results, view) == rows(undisturbed, view), view
+
+
+def test_hostile_videos_become_rows_and_the_others_finish(tmp_path):
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    for name in ("hang", "crash", "hungry", "decord_spins", "fine"):
+        shutil.copy(ARCHIVE / "formats" / "vp9.webm", archive / f"{name}.webm")
+    done = deepsweep(
+        *("scan", archive, "--out", tmp_path / "results", "--span-timeout", "20", "--memory-limit", "1GB"),
+        PYTHONPATH=f"{ROOT / 'tests' / 'faults'}:{ROOT}",
+    )
+    assert done.returncode == 3, done.stderr
+    found = videos(tmp_path / "results")
+    assert {name: row["status"] for name, row in found.items()} == {
+        "hang.webm": "timeout",
+        "crash.webm": "crashed",
+        "hungry.webm": "too_large",
+        "decord_spins.webm": "ok",
+        "fine.webm": "ok",
+    }
+    assert found["decord_spins.webm"]["decoder"] == "pyav"
+
+
+def test_limits_and_missing_files_are_rows(tmp_path):
+    good = ARCHIVE / "street" / "short.mp4"
+    long = ARCHIVE / "talks" / "real_blinks.mp4"
+    manifest = tmp_path / "list.txt"
+    manifest.write_text(f"{good}\n{long}\n{tmp_path / 'gone.mp4'}\n")
+    done = deepsweep("scan", manifest, "--out", tmp_path / "results", "--max-video-seconds", "5")
+    assert done.returncode == 3, done.stderr
+    found = videos(tmp_path / "results")
+    assert {name: row["status"] for name, row in found.items()} == {
+        "short.mp4": "too_short",
+        "real_blinks.mp4": "too_large",
+        "gone.mp4": "missing",
+    }
+
+
+def test_a_trained_model_gives_verdicts_and_heatmaps(tiny_model, tmp_path):
+    results = tmp_path / "results"
+    talks = ("--include", "talks/real_blinks.mp4", "--include", "talks/fake_selfblend.mp4")
+    options = ("--model", tiny_model, "--threshold", "0", "--fail-on-flag")
+    done = deepsweep("scan", ARCHIVE, "--out", results, *talks, *options)
+    assert done.returncode == 1, done.stderr
+    for row in rows(results, "videos"):
+        assert row["verdict"] == "fake" and 0 < row["score"] < 1 and row["flagged_clips"] > 0
+    assert all(0 <= row["score"] <= 1 for row in rows(results, "frames"))
+    pictures = rows(results, "thumbnails")
+    assert len(pictures) == 6
+    for picture in pictures:
+        assert picture["image"][:3] == picture["heatmap"][:3] == b"\xff\xd8\xff"
+        assert picture["image"] != picture["heatmap"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("scan", "no/such/folder"), 2, "does not exist"),
+        (("scan", "tests/scanner"), 5, "nothing to scan"),
+        (("scan", "tests/archive", "--out", "LICENSE"), 2, "LICENSE"),
+        (("scan", "tests/archive", "--fsp", "3"), 2, "--fps"),
+        (("scan", "tests/archive", "--model", "no-such-model"), 2, "no model"),
+        (("scan", "gs://bucket/videos"), 2, "gs://"),
+        (("scan", "tests/archive", "--address", "127.0.0.1:1"), 4, "no Ray cluster answers"),
+        (("scan", "tests/archive", "--gpus", "3", "--address", "auto"), 4, "Ray"),
+        (("scan",), 2, "Name what to scan"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_an_exit_code(arguments, code, sentence, tmp_path):
+    out = () if "--out" in arguments else ("--out", tmp_path / "results")
+    done = deepsweep(*arguments, *(out if arguments[0] == "scan" else ()))
+    assert done.returncode == code, done.stderr
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_bucket_without_access_is_one_sentence(s3, tmp_path):
+    done = deepsweep("scan", "s3://no-such-bucket/videos", "--out", tmp_path / "results")
+    assert done.returncode in (2, 4) and "no-such-bucket" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_dry_run_scans_nothing(tmp_path):
+    done = deepsweep("scan", ARCHIVE, "--out", tmp_path / "results", "--dry-run")
+    assert done.returncode == 0 and f"{len(SHIPPED)} videos to scan" in done.stdout, done.stderr
+    assert not list((tmp_path / "results").rglob("*.parquet"))
