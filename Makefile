@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 RESULTS ?= demo-results
+# Two packages own the folder cv2; the one that needs no libGL must be the last one installed.
+HEADLESS = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	--force-reinstall --no-deps opencv-python-headless
 
 .PHONY: demo test lint bench archive docs clean
 
@@ -33,8 +36,10 @@ clean:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(HEADLESS)
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(HEADLESS)
 	touch $@

@@ -23,9 +23,9 @@ def grad_cam(network: ClipNet, maps: torch.Tensor, size: int) -> tuple[int, np.n
     are the places between which the evidence can still be told apart (one cell is 32 input pixels wide).
 
     The most suspicious frame t is the one with the highest frame logit. What is explained is the sum of that logit and
-    the clip's: the one says why this frame, the other why the clip that was flagged (and fades where the LSTM is so
-    sure that its gates saturate). Channel weights are the gradient of the sum averaged over the cells of frame t; the heatmap is the weighted sum of its maps, ReLU'd, enlarged
-    bilinearly to (size, size), and divided by its maximum. Where nothing speaks for a fake it is all zeros.
+    the clip's: the one says why this frame, the other why the clip (it fades where the LSTM's gates saturate). Channel
+    weights are the gradient of the sum averaged over the cells of frame t; the heatmap is the weighted sum of its maps,
+    ReLU'd, enlarged bilinearly to (size, size), and divided by its maximum. Where nothing speaks for a fake it is zero.
 
     Returns (t, heatmap (size, size) float32 in 0..1).
     """

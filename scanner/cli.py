@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from scanner.config import ScanConfig, load_config_file, parse_size, spelling, value_type
-from scanner.errors import EXIT_INTERRUPTED, UserError
+from scanner.errors import EXIT_INTERRUPTED, EXIT_PREFLIGHT, UserError
 
 #: Command → module:function. Loaded when asked for: `--help` must not wait for DuckDB.
 COMMANDS = {
@@ -137,8 +137,12 @@ def scan(sources: tuple[str, ...], config_file: str | None, **options: Any) -> N
     if sources:
         given["sources"] = sources
     config = ScanConfig(**(load_config_file(config_file) | given))
-    from scanner.scan import scan as run_scan
-
+    try:
+        from scanner.scan import scan as run_scan
+    except ImportError as error:
+        raise UserError(
+            f"a library can't be loaded ({error}): `deepsweep doctor` names the fix.", EXIT_PREFLIGHT
+        ) from None
     sys.exit(run_scan(config))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -69,16 +70,19 @@ def _one_cv2() -> Finding:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    import cv2
-
+    try:
+        import cv2
+    except ImportError as error:  # libGL.so.1: cannot open shared object file
+        wanted = versions.get("opencv-contrib-python", "4.11.0.86")
+        return Finding("one cv2", False, f"{error}: mend it with pip install {_reinstall(wanted)}")
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
     if len(set(versions.values())) > 1 or "opencv-python-headless" not in versions:
         wanted = versions.get("opencv-contrib-python", cv2.__version__)
         return Finding("one cv2", False, f"{found}: mend it with pip install {_reinstall(wanted)}")
-    if "GTK:                         YES" in cv2.getBuildInformation():
+    if not re.search(r"GUI:\s+NONE", cv2.getBuildInformation()):
         wanted = versions["opencv-python-headless"]
         text = f"the one with windows was installed last; it needs libGL. pip install {_reinstall(wanted)}"
-        return Finding("one cv2", True, text, warning=True)
+        return Finding("one cv2", False, text, warning=True)
     return Finding("one cv2", True, found)
 
 

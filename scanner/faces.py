@@ -39,7 +39,8 @@ def square_around(box: np.ndarray, scale: float) -> np.ndarray:
 def crop_square(rgb: np.ndarray, box: np.ndarray, scale: float, size: int) -> np.ndarray:
     """Cut the square around a box out of a frame, with the frame's edge repeated where it sticks out.
 
-    rgb: (height, width, 3) uint8; box: (4,) px x, y, w, h. Returns (size, size, 3) uint8.
+    rgb: (height, width, 3) uint8; box: (4,) px x, y, w, h. Returns (size, size, 3) uint8. Raises ValueError
+    for a square that lies outside the frame.
     """
     x, y, side, _ = square_around(box, scale)
     x0, y0 = round(float(x)), round(float(y))
@@ -47,9 +48,9 @@ def crop_square(rgb: np.ndarray, box: np.ndarray, scale: float, size: int) -> np
     height, width = rgb.shape[:2]
     left, top = max(0, -x0), max(0, -y0)
     right, bottom = max(0, x0 + side - width), max(0, y0 + side - height)
-    inside = rgb[max(0, y0) : max(0, y0) + side - top - bottom, max(0, x0) : max(0, x0) + side - left - right]
-    if inside.size == 0:
+    if max(left, right, top, bottom) >= side:
         raise ValueError("the box lies outside the frame")
+    inside = rgb[y0 + top : y0 + side - bottom, x0 + left : x0 + side - right]
     if left or top or right or bottom:
         inside = cv2.copyMakeBorder(inside, top, bottom, left, right, cv2.BORDER_REPLICATE)
     # Averaging over the area keeps a large face from aliasing; for a small one it would be blocky.
@@ -78,7 +79,7 @@ def head_pose(landmarks: np.ndarray) -> np.ndarray:
     yaw = np.arctan2(across[:, 2], np.hypot(across[:, 0], across[:, 1]))
     pitch = np.arctan2(upright[:, 2], np.hypot(upright[:, 0], upright[:, 1]))
     roll = np.arctan2(across[:, 1], across[:, 0])
-    return np.degrees(np.stack([yaw, -pitch, roll], axis=1)).astype(np.float32)
+    return np.degrees(np.stack([yaw, pitch, roll], axis=1)).astype(np.float32)
 
 
 def thumbnail(rgb: np.ndarray) -> np.ndarray:

@@ -81,8 +81,10 @@ def measure(stages: Stages, path: Path, seconds: float, scorer: ClipScorer, fact
         padded, lengths = pad([signals.faces[r.face].crops[r.start : r.stop] for r in refs], spec.clip_frames)
         probabilities, answers = scorer.score(padded, lengths)
     thumbnails = []
-    with stages.time(f"explaining: Grad-CAM, {config.thumbnails} a span", max(seconds, config.span_seconds)):
-        for number, ref in list(enumerate(refs))[: config.thumbnails]:
+    explained = list(enumerate(refs))[: config.thumbnails]
+    their_share = config.span_seconds * len(explained) / config.thumbnails  # of full spans, as an archive has them
+    with stages.time(f"explaining: Grad-CAM, {config.thumbnails} a span", their_share):
+        for number, ref in explained:
             frame, heat = scorer.explain(padded[number], int(lengths[number]))
             pictures = jpeg(padded[number][frame]), jpeg(overlay(padded[number][frame], heat))
             thumbnails.append(Thumbnail(ref.face, ref.start + frame, number, *pictures))

@@ -1,10 +1,9 @@
-"""What holds for every test: an ERROR in the log fails it, and the sample archive is read and analysed once."""
+"""What holds for every test: an unexpected ERROR in the log fails it, and properties see the same examples."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import settings
 
 from tests.s3 import s3, s3_endpoint
 from tests.tiny_model import train_tiny_model
-from tests.zoo import ARCHIVE, ZOO, render
 
 __all__ = ["s3", "s3_endpoint"]  # fixtures
 
@@ -51,18 +49,6 @@ def no_unexpected_errors(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def zoo_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """zoo_file(name): where a clip of the zoo lies; what is not shipped is rendered once a session."""
-
-    @cache
-    def find(name: str) -> Path:
-        clip = ZOO[name]
-        return ARCHIVE / clip.path if clip.shipped else render(clip, tmp_path_factory.mktemp("zoo"))
-
-    return find
-
-
-@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a small trained model; training it takes about a minute."""
+    """The folder of a model that is trained on synthetic clips: it tells them apart, and nothing else."""
     return train_tiny_model(tmp_path_factory.mktemp("tiny-model"))

@@ -34,7 +34,7 @@ FACE_CENTRE = (226.0, 118.0)  # still pixels
 FACE_RADII = (0.27, 0.34)  # of the ellipse that holds the face, as fractions of the crop around its middle
 
 TRAIN_CLIPS = 120  # each once as it is and once manipulated
-STEPS = 170
+STEPS = 220
 PAIRS_PER_STEP = 4
 FRAMES_PER_STEP = 4  # consecutive ones of each clip: half a clip gives twice the steps for the same time
 

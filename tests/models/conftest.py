@@ -1,4 +1,4 @@
-"""The trained model that these tests share: training it takes about a minute."""
+"""The trained model that these tests share with those of the pipeline: training it takes about a minute."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import pytest
 
 from models.registry import load_spec
 from models.scorer import ClipScorer
-from tests.tiny_model import train_tiny_model
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+def tiny_folder(tiny_model: Path) -> Path:
+    return Path(tiny_model)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,9 @@ SIZE = SPEC.input_size
 T = SPEC.clip_frames
 X, Y = np.meshgrid((np.arange(SIZE) + 0.5) / SIZE, (np.arange(SIZE) + 0.5) / SIZE)
 FACE = ((X - 0.5) / FACE_RADII[0]) ** 2 + ((Y - 0.5) / FACE_RADII[1]) ** 2 < 1
-MASKED_SHARE = 0.25  # of the face's pixels
+MASKED_SHARE = (1 / 3**2) / (
+    np.pi * FACE_RADII[0] * FACE_RADII[1]
+)  # of the face: one of the 3 x 3 cells that heat comes from
 
 
 def without(clip: SyntheticClip, pixels: np.ndarray) -> np.ndarray:
@@ -27,7 +29,7 @@ def without(clip: SyntheticClip, pixels: np.ndarray) -> np.ndarray:
 
 
 def test_masking_hot_regions_lowers_the_score_more_than_masking_cold_ones(tiny_scorer: ClipScorer):
-    clips = [synthetic_clip(seed) for seed in range(12)]
+    clips = [synthetic_clip(seed) for seed in range(24)]
     falls = []
     for clip in clips:
         _, heatmap = tiny_scorer.explain(clip.fake, T)
@@ -38,8 +40,8 @@ def test_masking_hot_regions_lowers_the_score_more_than_masking_cold_ones(tiny_s
         whole, hot_masked, cold_masked = tiny_scorer.score(variants, np.full(3, T))[0]
         falls.append((whole - hot_masked, whole - cold_masked))
     hot, cold = np.array(falls).T
-    assert hot.mean() > cold.mean() + 0.1
-    assert (hot > cold).mean() >= 0.75
+    assert hot.mean() > cold.mean() + 0.3
+    assert (hot > cold).mean() >= 0.8
 
 
 def test_the_heat_is_on_the_side_of_the_patch(tiny_scorer: ClipScorer):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -19,33 +19,64 @@ from hypothesis import strategies as st
 from scanner import decode
 from scanner.decode import DecodeError, DecordGaveUp, Reading, VideoInfo, analysis_size, probe, read_frames, sample
 from scanner.results import Status
-from tests.zoo import ARCHIVE, OK, ZOO, render
+from tests.zoo import ARCHIVE, ZOO, render
 from tests.zoo_face import Sitter, read_frame_number, stamp_frame_number
 from tests.zoo_files import SAMPLE_RATE, set_rotation, write_video
 
 EVERY_FRAME = 1000.0  # fps: above any video's, so that nothing is thinned out
 END = 1e9  # seconds: behind any video's
 NOT_WITH_DECORD = {"mpegts.ts", "av1.mp4", "mpeg2.mpg", "bitrot.mp4", "truncated_faststart.mp4"}
-PLAYABLE = [clip for clip in ZOO.values() if clip.times]
+#: The zoo, but of the formats that are rendered here 60 frames are enough.
+CLIPS = {
+    name: clip if clip.shipped else replace(clip, times=clip.times[:60], readable=60) for name, clip in ZOO.items()
+}
+PLAYABLE = [clip for clip in CLIPS.values() if clip.times]
 SOUND = [clip.name for clip in PLAYABLE if clip.readable == len(clip.times)]
 DAMAGED = ["bitrot.mp4", "truncated_faststart.mp4"]
 
 
+@pytest.fixture(scope="module")
+def zoo_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """zoo_file(name): where a clip lies; what is not shipped is rendered."""
+
+    @cache
+    def find(name: str) -> Path:
+        clip = CLIPS[name]
+        return ARCHIVE / clip.path if clip.shipped else render(clip, tmp_path_factory.mktemp("zoo"))
+
+    return find
+
+
 def numbers(path: Path, info: VideoInfo, decoder: str, start: float = 0.0, end: float = END) -> list[tuple[float, int]]:
     """(time, stamped number) of the frames of a span; a picture without a readable number counts as -1."""
-    frames = read_frames(path, info, start, end, EVERY_FRAME, decoder, Reading())
-    return [(t, -1 if (found := read_frame_number(rgb)) is None else found) for t, rgb in frames]
+    return [(t, _number(rgb)) for t, rgb in read_frames(path, info, start, end, EVERY_FRAME, decoder, Reading())]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All frames of a file: what is worth keeping of them."""
+
+    times: list[float]
+    numbers: list[int]
+    small: np.ndarray  # (frames, h, w, 3) uint8: every eighth pixel
+    shapes: set[tuple[int, ...]]
+    lost_s: float
 
 
 @cache
-def small_pictures(path: Path, decoder: str) -> tuple[list[float], list[int | None], np.ndarray, set[tuple[int, ...]]]:
-    """Of all frames: times, stamped numbers, every eighth pixel (frames, h, w, 3), and the shapes they had."""
+def seen(path: Path, decoder: str) -> Seen:
+    reading = Reading()
     frames = [
-        (t, read_frame_number(rgb), rgb[::8, ::8].copy(), rgb.shape)
-        for t, rgb in read_frames(path, probe(path), 0.0, END, EVERY_FRAME, decoder, Reading())
+        (t, _number(rgb), rgb[::8, ::8].copy(), rgb.shape)
+        for t, rgb in read_frames(path, probe(path), 0.0, END, EVERY_FRAME, decoder, reading)
     ]
-    times, stamps, small, shapes = zip(*frames, strict=True)
-    return list(times), list(stamps), np.stack(small), set(shapes)
+    times, numbers, small, shapes = zip(*frames, strict=True)
+    return Seen(list(times), list(numbers), np.stack(small), set(shapes), reading.lost_s)
+
+
+def _number(rgb: np.ndarray) -> int:
+    found = read_frame_number(rgb)
+    return -1 if found is None else found
 
 
 # --- every format ---------------------------------------------------------------------------------------
@@ -54,28 +85,29 @@ def small_pictures(path: Path, decoder: str) -> tuple[list[float], list[int | No
 @pytest.mark.parametrize("name", SOUND)
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 def test_every_frame_comes_once_upright_and_at_its_own_time(zoo_file, name, decoder):
-    clip = ZOO[name]
+    clip = CLIPS[name]
     if decoder == "decord" and name in NOT_WITH_DECORD:
         with pytest.raises(DecordGaveUp):
-            small_pictures(zoo_file(name), decoder)
+            seen(zoo_file(name), decoder)
         return
-    times, stamps, _, shapes = small_pictures(zoo_file(name), decoder)
-    assert stamps == list(range(len(clip.times)))
-    assert times == pytest.approx([float(t) for t in clip.times], abs=1e-3)
-    assert shapes == {(360, 640, 3)}
+    video = seen(zoo_file(name), decoder)
+    assert video.numbers == list(range(len(clip.times)))
+    assert video.times == pytest.approx([float(t) for t in clip.times], abs=1e-3)
+    assert video.shapes == {(360, 640, 3)}
+    assert video.lost_s == 0
 
 
 @pytest.mark.parametrize("name", [name for name in SOUND if name not in NOT_WITH_DECORD])
 def test_both_decoders_show_the_same_pictures(zoo_file, name):
-    ours, theirs = (small_pictures(zoo_file(name), decoder) for decoder in ("decord", "pyav"))
-    assert ours[0] == pytest.approx(theirs[0], abs=1e-3)
-    difference = np.abs(ours[2].astype(int) - theirs[2]).mean(axis=(1, 2, 3))
+    ours, theirs = (seen(zoo_file(name), decoder) for decoder in ("decord", "pyav"))
+    assert ours.times == pytest.approx(theirs.times, abs=1e-3)
+    difference = np.abs(ours.small.astype(int) - theirs.small).mean(axis=(1, 2, 3))
     assert difference.max() < 2.5  # grey levels: they round and interpolate colours differently
 
 
 @pytest.mark.parametrize("name", SOUND)
 def test_a_video_is_described_as_a_viewer_sees_it(zoo_file, name):
-    clip, info = ZOO[name], probe(zoo_file(name))
+    clip, info = CLIPS[name], probe(zoo_file(name))
     assert (info.width, info.height, info.pixel_aspect) == (640, 360, 1.0)
     assert info.start_s == pytest.approx(float(clip.times[0]), abs=1e-3)
     assert info.duration_s == pytest.approx(float(clip.times[0]) + clip.duration, abs=0.06)
@@ -99,7 +131,7 @@ def test_codecs_go_by_their_own_names_whatever_library_decodes_them(zoo_file, na
 @pytest.mark.parametrize("clockwise", [180, 270])
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 def test_pictures_on_their_head_or_right_side_are_turned_too(tmp_path, clockwise, decoder):
-    clip = replace(ZOO["short.mp4"], path=f"turned_{clockwise}.mp4", rotation=clockwise)
+    clip = replace(CLIPS["short.mp4"], path=f"turned_{clockwise}.mp4", rotation=clockwise)
     path = render(clip, tmp_path)
     frames = list(read_frames(path, probe(path), 0.0, END, EVERY_FRAME, decoder, Reading()))
     assert [read_frame_number(rgb) for _, rgb in frames] == list(range(10))
@@ -163,7 +195,7 @@ def test_large_pictures_are_analysed_smaller_and_upright(tmp_path, decoder, cloc
 def test_the_analysed_size_keeps_shape_and_limit(width, height):
     info = VideoInfo(1.0, 0.0, width, height, 25.0, "h264", 0, 1.0, "mp4")
     small_width, small_height = analysis_size(info)
-    assert 2 <= min(small_width, small_height)
+    assert min(small_width, small_height) >= 2
     assert max(small_width, small_height) <= max(2, min(max(width, height), decode.ANALYSIS_LONG_SIDE))
     scale = max(small_width, small_height) / max(width, height)
     assert abs(small_width - width * scale) <= 2
@@ -186,7 +218,7 @@ def test_the_analysed_size_keeps_shape_and_limit(width, height):
 @settings(max_examples=5)
 @given(data=st.data())
 def test_spans_share_out_the_frames_of_a_video(zoo_file, name, decoder, data):
-    path, clip = zoo_file(name), ZOO[name]
+    path, clip = zoo_file(name), CLIPS[name]
     moments = st.one_of(st.floats(0, 11), st.sampled_from([float(t) for t in clip.times]))
     cuts = sorted(data.draw(st.sets(moments, min_size=1, max_size=3)))
     info = probe(path)
@@ -195,9 +227,8 @@ def test_spans_share_out_the_frames_of_a_video(zoo_file, name, decoder, data):
     for (start, end), frames in found.items():
         assert all(start - 1e-3 < t < end + 1e-3 for t, _ in frames)  # decord's times have single precision
     together = [frame for span in sorted(found) for frame in found[span]]
-    times, stamps, *_ = small_pictures(path, decoder)
-    assert [t for t, _ in together] == times
-    assert [n for _, n in together] == [-1 if n is None else n for n in stamps]
+    whole = seen(path, decoder)
+    assert together == list(zip(whole.times, whole.numbers, strict=True))
 
 
 def test_a_span_outside_the_video_is_empty(zoo_file):
@@ -210,7 +241,7 @@ def test_a_span_outside_the_video_is_empty(zoo_file):
 
 @pytest.mark.parametrize("decoder", ["decord", "pyav"])
 def test_thinning_keeps_true_times(zoo_file, decoder):
-    path, clip = zoo_file("variable_fps.mp4"), ZOO["variable_fps.mp4"]
+    path, clip = zoo_file("variable_fps.mp4"), CLIPS["variable_fps.mp4"]
     frames = list(read_frames(path, probe(path), 0.0, END, 15.0, decoder, Reading()))
     times = np.array([t for t, _ in frames])
     truth = np.array([float(clip.times[read_frame_number(rgb) or 0]) for _, rgb in frames])
@@ -222,9 +253,9 @@ def test_thinning_keeps_true_times(zoo_file, decoder):
 
 def test_a_file_that_is_replaced_is_read_anew(zoo_file, tmp_path):
     path = tmp_path / "same name.mp4"
-    for name in ("short.mp4", "it's \"ünïcode\" ; name.mp4"):
+    for name in ("short.mp4", 'it\'s "ünïcode" ; name.mp4'):
         shutil.copy(zoo_file(name), path)
-        assert len(numbers(path, probe(path), "decord")) == len(ZOO[name].times)
+        assert len(numbers(path, probe(path), "decord")) == len(CLIPS[name].times)
 
 
 ascending = st.lists(st.integers(1, 200_000), max_size=60, unique=True).map(lambda ms: np.sort(ms) / 1000)
@@ -273,13 +304,15 @@ def plain_pyav(path: Path) -> Iterator[float]:
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damaged_files_yield_every_frame_that_can_be_read(zoo_file, name):
-    clip, path = ZOO[name], zoo_file(name)
+    clip, path = CLIPS[name], zoo_file(name)
     with pytest.raises(DecordGaveUp):
         numbers(path, probe(path), "decord")
-    times, stamps, *_ = small_pictures(path, "pyav")
-    assert times == pytest.approx(list(plain_pyav(path)), abs=1e-6)
-    assert len(times) >= clip.readable
-    assert all(t == pytest.approx(float(clip.times[n]), abs=1e-3) for t, n in zip(times, stamps, strict=True) if n)
+    video = seen(path, "pyav")
+    assert video.times == pytest.approx(list(plain_pyav(path)), abs=1e-6)
+    assert len(video.times) >= clip.readable
+    readable = [(t, float(clip.times[n])) for t, n in zip(video.times, video.numbers, strict=True) if n >= 0]
+    assert len(readable) >= len(video.times) - 3  # some stamps are scarred
+    assert all(abs(t - truth) < 1e-3 for t, truth in readable)
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -289,27 +322,18 @@ def test_what_was_lost_is_told_in_seconds(zoo_file, name, fps):
     reading = Reading()
     for _ in read_frames(path, probe(path), 0.0, END, fps, "pyav", reading):
         pass
-    missing = (len(ZOO[name].times) - reading.frames) / 25
+    missing = (len(CLIPS[name].times) - reading.frames) / 25
     assert reading.lost_s == pytest.approx(missing, abs=0.05)
-
-
-@pytest.mark.parametrize("name", SOUND)
-def test_nothing_is_lost_of_a_sound_file(zoo_file, name):
-    path = zoo_file(name)
-    reading = Reading()
-    for _ in read_frames(path, probe(path), 0.0, END, 1.0, "pyav", reading):
-        pass
-    assert reading.lost_s == 0
 
 
 # --- no video at all ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [clip.name for clip in ZOO.values() if not clip.times])
+@pytest.mark.parametrize("name", [clip.name for clip in CLIPS.values() if not clip.times])
 def test_what_shows_nothing_says_why(zoo_file, name):
     with pytest.raises(DecodeError) as caught:
         probe(zoo_file(name))
-    assert caught.value.status in ZOO[name].status
+    assert caught.value.status in CLIPS[name].status
     assert str(caught.value)
 
 
@@ -377,8 +401,3 @@ def test_reasons_survive_the_way_out_of_a_child_process():
 
     error = pickle.loads(pickle.dumps(DecodeError("gone", Status.TOO_LARGE)))
     assert (str(error), error.status) == ("gone", Status.TOO_LARGE)
-
-
-def test_the_zoo_statuses_tell_damaged_from_sound():
-    assert all(ZOO[name].status is OK for name in DAMAGED)
-    assert all((ARCHIVE / clip.path).exists() for clip in PLAYABLE if clip.shipped)
