@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import duckdb
 import pyarrow as pa
 
-from queries.formats import escape_controls
+from queries.text import one_sentence
 from scanner.errors import UserError
 from scanner.results import SPAN
 from scanner.storage import (
@@ -181,9 +181,3 @@ def _damage(results: str, parts: list[str], error: Exception) -> str:
                 "it does again the videos that are missing, and only those."
             )
     return f"{results} could not be read: {one_sentence(error)}"
-
-
-def one_sentence(error: Exception) -> str:
-    """DuckDB's or Arrow's message without the quoted SQL and the call trace under it."""
-    text = str(error).split("\n\n")[0].split("\nLINE ")[0]
-    return escape_controls(" ".join(line.strip() for line in text.splitlines()))

@@ -13,8 +13,9 @@ from typing import BinaryIO
 
 import click
 
-from queries.formats import FORMATS, escape_controls, write_answer
+from queries.formats import FORMATS, write_answer
 from queries.run import NamedQuery, find_query, query_names, run_query, untrained_videos
+from queries.text import escape_controls
 from scanner.errors import UserError
 
 _FORMAT_OF_SUFFIX = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".parquet": "parquet", ".md": "markdown"}

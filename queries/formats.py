@@ -14,6 +14,8 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from queries.text import UNSAFE, escape_controls
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "json", "jsonl", "parquet", "markdown")
 
-#: What a terminal may take for a command, or shows out of order: C0 and C1 controls, line separators,
-#: invisible marks, and the bidirectional overrides that make `gpj.exe` read as `exe.jpg`.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 #: A column is not folded below this many characters: names and errors in slices are no use to anyone.
 _MIN_COLUMN_WIDTH = 16
@@ -45,11 +44,6 @@ def write_answer(answer: Answer, format_: str, out: BinaryIO, *, terminal_width:
     finally:
         text.flush()
         text.detach()  # the caller closes out
-
-
-def escape_controls(text: str) -> str:
-    """text with everything that could steer a terminal as \\n, \\x1b, \\u202e, ..."""
-    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
 
 # --- values ---------------------------------------------------------------------------------------------
@@ -109,7 +103,7 @@ def _base64(value: bytes) -> str:
 def _json(value: Any) -> str:
     """JSON on one line. Unsafe characters beyond those that JSON escapes itself are escaped, too."""
     text = json.dumps(_finite(value), ensure_ascii=False)
-    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _finite(value: Any) -> Any:

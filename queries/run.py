@@ -215,6 +215,6 @@ def _literal(text: str) -> Value:
 
 
 def _user_error(error: Exception) -> UserError:
-    from queries.catalog import one_sentence
+    from queries.text import one_sentence
 
     return UserError(one_sentence(error))

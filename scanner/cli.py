@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from queries.text import escape_controls
 from scanner.config import ScanConfig, load_config_file, parse_size, spelling, value_type
 from scanner.errors import EXIT_INTERRUPTED, EXIT_PREFLIGHT, UserError
 
@@ -45,7 +46,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            click.echo(f"deepsweep: {error}", err=True)
+            click.echo(f"deepsweep: {escape_controls(str(error))}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("deepsweep: interrupted", err=True)

@@ -46,7 +46,7 @@ def print_summary(summary: Summary, record: dict[str, Any], config: ScanConfig) 
     from rich.table import Table
     from rich.text import Text
 
-    from queries.formats import escape_controls
+    from queries.text import escape_controls
 
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from queries.formats import FORMATS, escape_controls, write_answer
+from queries.formats import FORMATS, write_answer
 from queries.run import Answer
+from queries.text import escape_controls
 
 HOSTILE = [
     "<script>alert(1)</script>",

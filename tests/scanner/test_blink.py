@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scanner.blink import (
@@ -22,7 +22,7 @@ from scanner.blink import (
 )
 from tests.scanner.signals import analysis_of, rotation, still_face
 from tests.zoo import ZOO
-from tests.zoo_face import Blink, closure
+from tests.zoo_face import CLOSING_S, OPENING_S, Blink
 
 # --- the eye aspect ratio -------------------------------------------------------------------------------
 
@@ -78,7 +78,12 @@ OPEN = 0.3
 def curve(t: np.ndarray, blinks: Sequence[Blink], *, noise: float = 0.0, drift: float = 0.0) -> np.ndarray:
     """EAR of an eye that shuts to a fifth of its opening in `blinks`."""
     wide = OPEN * (1 + drift * np.sin(2 * np.pi * t / 20))
-    shut = np.array([closure(float(moment), blinks) for moment in t])
+    shut = np.zeros(len(t))
+    for blink in blinks:  # as the zoo's lids move
+        half_closed = t - (blink.t - blink.duration / 2)
+        falling = np.clip(half_closed / CLOSING_S + 0.5, 0, 1)
+        rising = np.clip((half_closed - blink.duration) / OPENING_S + 0.5, 0, 1)
+        shut = np.maximum(shut, (np.cos(np.pi * rising) - np.cos(np.pi * falling)) / 2)
     jitter = np.random.default_rng(3).normal(0, noise, len(t))
     return (wide * (1 - 0.8 * shut) + jitter).astype(np.float32)
 
@@ -105,6 +110,7 @@ def agree(found: np.ndarray, blinks: Sequence[Blink], within: float = 0.2) -> bo
     )
 
 
+@settings(max_examples=25)
 @given(some_blinks(), st.floats(15, 30), st.floats(0, 0.012), st.floats(-0.3, 0.3), st.floats(0.5, 2))
 def test_every_blink_is_found_and_nothing_else(blinks, fps, noise, drift, wide):
     t = steady(30, fps)
@@ -113,6 +119,7 @@ def test_every_blink_is_found_and_nothing_else(blinks, fps, noise, drift, wide):
     assert all(0.04 <= d <= 0.8 for d in durations)
 
 
+@settings(max_examples=25)
 @given(some_blinks())
 def test_durations_are_right_where_the_curve_is_clean(blinks):
     t = steady(30, 30)
@@ -121,6 +128,7 @@ def test_durations_are_right_where_the_curve_is_clean(blinks):
     assert durations == pytest.approx([blink.duration + 0.04 for blink in blinks], abs=0.04)
 
 
+@settings(max_examples=25)
 @given(some_blinks(), st.randoms(use_true_random=False))
 def test_uneven_sampling_changes_nothing(blinks, random):
     t = np.cumsum([random.choice([1 / 30, 1 / 15, 1 / 12]) for _ in range(500)])
@@ -209,7 +217,8 @@ def test_the_zoo_blinks_as_promised(clip):
     assert len(signals.faces) == len(clip.blinks)
     for face, truth in zip(signals.faces, clip.blinks, strict=True):
         assert face.blinks.count == len(truth)
-        assert face.blinks.times == pytest.approx([blink.t for blink in truth], abs=0.1)
+        within = 0.1 if clip.readable == len(clip.times) else 0.15  # the deepest picture may be a lost one
+        assert face.blinks.times == pytest.approx([blink.t for blink in truth], abs=within)
         assert face.blinks.durations == pytest.approx([blink.duration for blink in truth], abs=0.1)
         assert face.blinks.rate == pytest.approx(60 * len(truth) / watched, rel=0.02)
 
@@ -217,7 +226,7 @@ def test_the_zoo_blinks_as_promised(clip):
 # --- how unusual a count is -----------------------------------------------------------------------------
 
 
-@given(st.integers(0, 300), st.floats(0, 600))
+@given(st.integers(0, 300), st.floats(0.1, 600))
 def test_the_score_is_a_share(count, seconds):
     assert 0 <= blink_score(count, seconds) <= 1
 
@@ -230,6 +239,7 @@ def test_nobody_goes_a_minute_without_a_blink_but_many_blink_17_times():
     assert blink_score(0, 0) == 0
 
 
+@settings(max_examples=30)
 @given(st.floats(10, 600))
 def test_the_score_rises_on_either_side_of_the_usual_count(seconds):
     scores = np.array([blink_score(count, seconds) for count in range(120)])

@@ -1,0 +1,38 @@
+"""Writes docs/commands.md from the commands' own help: `make docs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from scanner.cli import COMMANDS, main
+
+TARGET = Path(__file__).parents[1] / "docs" / "commands.md"
+WIDTH = 100
+
+HEADER = """# Commands
+
+Written by `make docs` from the commands themselves.
+"""
+
+
+def commands_page() -> str:
+    """The page: `--help` of deepsweep and of each command."""
+    context = click.Context(main, info_name="deepsweep", terminal_width=WIDTH, max_content_width=WIDTH)
+    parts = [HEADER, _block("deepsweep", main.get_help(context))]
+    for name in COMMANDS:
+        command = main.get_command(context, name)
+        assert command is not None, name
+        inner = click.Context(command, info_name=name, parent=context, terminal_width=WIDTH, max_content_width=WIDTH)
+        parts.append(_block(f"deepsweep {name}", command.get_help(inner)))
+    return "\n".join(parts)
+
+
+def _block(title: str, text: str) -> str:
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    return "\n".join([f"## `{title}`", "", "```text", *lines, "```", ""])
+
+
+if __name__ == "__main__":
+    TARGET.write_text(commands_page(), encoding="utf-8")

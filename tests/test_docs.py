@@ -1,0 +1,42 @@
+"""What the documentation says is what the tool does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from queries.run import query_names
+from scanner.cli import COMMANDS, main
+from scanner.results import SPAN, Status
+from tests.docs import TARGET, commands_page
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_commands_page_is_up_to_date():
+    assert TARGET.read_text(encoding="utf-8") == commands_page(), "run `make docs`"
+
+
+def test_every_option_in_the_documentation_exists():
+    runner = CliRunner()
+    known = "".join(runner.invoke(main, [name, "--help"]).output for name in COMMANDS)
+    known += (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for command in re.findall(r"^\s*(?:\$ )?deepsweep (?:scan|query|doctor) .*$", page.read_text(), re.MULTILINE):
+            for option in re.findall(r"(?<=\s)--[a-z][a-z-]+", command):
+                assert option in known, (page.name, command)
+
+
+def test_the_results_page_names_every_status_query_and_column():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for name in [*(status.value for status in Status), *(query.name for query in query_names()), *SPAN.names]:
+        assert f"`{name}`" in text, name
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), (page.name, link)
