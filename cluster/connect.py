@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from scanner.errors import EXIT_PREFLIGHT, UserError
 
 OBJECT_STORE_BYTES = 2 << 30  # crops in flight: a dozen spans with several faces each; Ray's default is 30 % of memory
 OBJECT_STORE_SHARE = 0.5  # of what the shared-memory file system has free: beyond it Ray falls back to the disk
+CONNECT_TIMEOUT_S = 10.0
 MIN_OBJECT_STORE = 80 << 20  # Ray accepts no less
 
 
@@ -38,7 +40,9 @@ def connect(address: str | None, gpus: int | None) -> Resources:
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
+    if address is not None:
+        _check_answers(address)
+    else:
         options |= {
             "num_gpus": gpus,
             "include_dashboard": False,
@@ -70,6 +74,23 @@ def disconnect() -> None:
 
     with contextlib.suppress(Exception):
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Knock at HOST:PORT: Ray itself would go on knocking for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:  # "auto" and the like: Ray looks for a running node on this machine
+        return
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(f"--address {address} is no address: write auto, HOST:PORT or ray://HOST:PORT.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address}: {error.strerror or error}. Check the address, or start one there"
+            " with `ray start --head`.",
+            EXIT_PREFLIGHT,
+        ) from None
 
 
 def _check(resources: Resources, wanted_gpus: int | None, found_gpus: float) -> None:

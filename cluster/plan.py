@@ -36,17 +36,21 @@ class Plan:
 def make_plan(cpus: float, gpus: float, nodes: int = 1) -> Plan:
     """Actor pools for so many cores and GPUs; cpus >= MIN_CPUS."""
     use_gpu = gpus >= 1
-    analyzers = max(1, int(cpus))
-    scorers = int(gpus) if use_gpu else max(1, int(cpus / CORES_PER_CPU_SCORER))
+    cores = max(1, int(cpus))
+    # More GPUs than cores would starve, and their actors take shares of the cores as well.
+    scorers = min(int(gpus), cores) if use_gpu else max(1, int(cpus / CORES_PER_CPU_SCORER))
+    splitters, sinks = max(1, min(nodes, cores // 4)), max(1, cores // 16)
+    others = scorers * SCORE_CPUS + splitters * SPLIT_CPUS + sinks * SINK_CPUS
+    analyzers = max(1, min(cores, int((cpus - others) / ANALYZE_CPUS)))
     batch = SPANS_PER_GPU_BATCH if use_gpu else 1
     return Plan(
         analyzers=analyzers,
         scorers=scorers,
         device="cuda" if use_gpu else "cpu",
-        split=_pool(max(1, min(nodes, analyzers // 4)), SPLIT_CPUS),
+        split=_pool(splitters, SPLIT_CPUS),
         analyze=_pool(analyzers, ANALYZE_CPUS),
         score=_pool(scorers, SCORE_CPUS, num_gpus=1 if use_gpu else 0, batch_size=batch),
-        sink=_pool(max(1, analyzers // 16), SINK_CPUS, batch_size=batch),
+        sink=_pool(sinks, SINK_CPUS, batch_size=batch),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from scanner import blink, micro
-from scanner.decode import DecordGaveUp, Reading, VideoInfo, analysis_size, probe, read_frames, sample
+from scanner.decode import DecordGaveUp, Reading, VideoInfo, analysis_size, grid_slot, probe, read_frames
 from scanner.faces import crop_square, fractions, head_pose, landmark_box
 from scanner.tracking import FaceTracker, Track
 
@@ -82,14 +82,12 @@ def _analyze(path, info, t_start, t_end, settings, decoder) -> SpanSignals:
     tracker.finish()  # a span that broke off may have left its faces behind
     reading = Reading()
     crops: dict[int, list[tuple[float, np.ndarray]]] = {}
-    faces_at: dict[float, int] = {}
-    slot = None
+    last_slot = None
     for t, rgb in read_frames(Path(path), info, t_start, t_end, settings.fps, decoder, reading):
         seen = tracker.update(t, rgb)
-        faces_at[t] = len(seen)
-        # Every track gets its crops at the same moments, so that two runs and two faces compare.
-        if slot is None or len(sample(np.array([slot, t]), slot, np.inf, settings.clip_fps)) == 2:
-            slot = t
+        slot = grid_slot(t, settings.clip_fps)
+        if slot != last_slot:
+            last_slot = slot
             for track, box in seen:
                 crop = crop_square(rgb, box, settings.crop_margin, settings.crop_size)
                 crops.setdefault(id(track), []).append((t, crop))

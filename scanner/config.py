@@ -28,7 +28,7 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 def parse_size(text: str | int) -> int:
     """Bytes of "500MB", "20 GB", "1.5g" or a plain number; units are powers of 1024."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", str(text).lower())
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)i?b?\s*", str(text).lower())
     if not match:
         raise ValueError(f"{text!r} is not a size: write 500MB or 20GB")
     return int(float(match[1]) * _UNITS[match[2]])

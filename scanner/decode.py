@@ -176,11 +176,12 @@ def sample(times: np.ndarray, t_start: float, t_end: float, fps: float) -> np.nd
     inside = np.flatnonzero((times >= t_start) & (times < t_end))
     if not len(inside):
         return inside
-    slots = _slot(times[inside], fps)
+    slots = grid_slot(times[inside], fps)
     return inside[np.r_[True, np.diff(slots) > 0]]
 
 
-def _slot(t, fps: float):
+def grid_slot(t, fps: float):
+    """Number of the grid line at or before each moment: int64, of the shape of t (seconds)."""
     # decord's times are float32: the nudge keeps 0.2 s * 15 fps in slot 3 though it computes to 2.9999.
     return np.floor(np.asarray(t) * fps + SLOT_NUDGE).astype(np.int64)
 
@@ -276,7 +277,7 @@ def _pyav_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
                     continue
                 if t >= t_end:
                     return
-                slot = _slot(t, fps)
+                slot = grid_slot(t, fps)
                 reading.errors = errors.count
                 reading.seen(t, 1 / info.fps if info.fps else 0.04)
                 if last_slot is None or slot > last_slot:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import time
 from collections.abc import Iterable
@@ -12,6 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+# Read when Ray Data is loaded: bound how far a stage runs ahead always, not only when memory gets short.
+os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
 import ray
 import ray.data
 

@@ -143,8 +143,8 @@ def _face_row(span: Span, number: int, face: FaceSignals, run: RunFacts) -> dict
         "micro_irregularity": face.irregularity,
         **_box(np.median(face.boxes, axis=0)),
         "signal_t": face.t.astype(np.float32),
-        "signal_ear": face.ear,
-        "signal_motion": face.motion,
+        "signal_ear": [_known(value) for value in face.ear],
+        "signal_motion": [_known(value) for value in face.motion],
     }
 
 

@@ -45,6 +45,7 @@ REPORTED_PACKAGES = (
     "pyarrow",
 )
 WEBHOOK_TIMEOUT_S = 10
+RUN_AHEAD = 3.0  # finished blocks a stage may hold, in those that the next one works on
 
 
 def scan(config: ScanConfig) -> int:
@@ -227,6 +228,8 @@ def _set_up_ray_data() -> None:
     # its own block, at once, so that no finished span waits for others and no long video keeps one actor.
     context.target_max_block_size = 1
     context.target_min_block_size = 1
+    # Each stage runs ahead of the next by a few tasks only: a fetched video waits on disk, crops in memory.
+    context.downstream_capacity_backpressure_ratio = RUN_AHEAD
 
 
 def _count(progress: Progress, batch: dict[str, Sequence[Any]]) -> None:

@@ -12,6 +12,7 @@ a lot, the CPU seconds are worth more than the rates: they leave out what others
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -20,13 +21,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 import av
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -46,14 +49,13 @@ class Size:
     """How much is measured."""
 
     rounds: int
-    file_s: float  # length of the archive's files
-    few: int  # files of the archive whose time is taken off, to get the start-up out of the scan's
-    many: int
+    files: int  # in the archive, each one span
+    file_s: float  # length of each
     alone_s: float  # of each talking head, for the script and for the stages
 
 
-FULL = Size(rounds=3, file_s=30.0, few=2, many=8, alone_s=6.0)
-QUICK = Size(rounds=1, file_s=10.0, few=2, many=4, alone_s=4.0)
+FULL = Size(rounds=3, files=12, file_s=30.0, alone_s=5.0)
+QUICK = Size(rounds=1, files=8, file_s=10.0, alone_s=3.0)
 
 
 @dataclass(frozen=True)
@@ -96,28 +98,28 @@ class Bench:
             print(f"round {number + 1}: {step.__name__}, {time.perf_counter() - began:.0f} s", file=sys.stderr)
 
     def scan(self) -> None:
-        """The whole command over a small and a large archive: the difference is free of start-up."""
-        few, many = (self._scan(count) for count in (self.size.few, self.size.many))
-        self._note(SCAN_ALL, many)
-        steady = Timing(many.video_s - few.video_s, many.wall_s - few.wall_s, many.cpu_s - few.cpu_s)
-        self._note(SCAN, steady)
-        self._fact("start-up and end of a scan, s", many.wall_s - many.video_s / steady.rate)
-
-    def _scan(self, count: int) -> Timing:
+        """The whole command over the archive; see `steady` for how its start-up is left out."""
         folder = Path(tempfile.mkdtemp(dir=self.scratch))
-        videos = self.archive.folder(count, folder / "archive")
-        began = time.perf_counter()
-        with scan_process(videos, folder / "results", self.model, folder / "log") as process:
-            watch = processes.Watch(process.pid, every_s=0.5)
-            with watch:
-                code = _wait(process, RUN_LIMIT_S)
-        wall_s = time.perf_counter() - began
-        if code != 0:
-            raise SystemExit(f"the scan ended with {code}:\n{(folder / 'log').read_text()[-2000:]}")
-        record = json.loads(next((folder / "results" / "runs").glob("*.json")).read_text())
-        self._fact("first result of a scan, s after Ray's start began", record["first_result_s"])
+        videos = self.archive.folder(self.size.files, folder / "archive")
+        began = time.monotonic()
+        process = scan_process(videos, folder / "results", self.model, folder / "log")
+        arrivals = []
+        with processes.Watch(process.pid, every_s=0.5) as watch, ended_in_time(process, watch, RUN_LIMIT_S):
+            for line in process.stdout or ():
+                if json.loads(line)["event"] == "span":
+                    arrivals.append(time.monotonic() - began)
+            process.wait()
+        wall_s = time.monotonic() - began
+        if process.returncode != 0:
+            raise SystemExit(f"the scan ended with {process.returncode}:\n{(folder / 'log').read_text()[-2000:]}")
         shutil.rmtree(folder)
-        return Timing(count * self.archive.seconds, wall_s, watch.cpu_s())
+        video_s = self.size.files * self.archive.seconds
+        self._note(SCAN_ALL, Timing(video_s, wall_s, watch.cpu_s()))
+        constant = steady(arrivals, self.archive.seconds, watch)
+        self._note(SCAN, constant)
+        self._fact("first result of a scan after, s", arrivals[0])
+        self._fact("start-up and end of a scan, s", wall_s - video_s / constant.rate)
+        self._fact("cores that a scan keeps busy once started", constant.cpu_s / constant.wall_s)
 
     def script(self) -> None:
         """What one would write first; its own clock starts when everything is imported and loaded."""
@@ -177,21 +179,49 @@ class Bench:
         self.facts.setdefault(name, []).append(value)
 
 
-def scan_process(videos: Path, results: Path, model: Path | str, log: Path) -> subprocess.Popen:
-    """`deepsweep scan` as a process of its own, from this checkout."""
+def steady(arrivals: Sequence[float], span_s: float, watch: processes.Watch) -> Timing:
+    """A scan's speed without start-up and end, from when its spans of `span_s` were written (seconds, ascending).
+
+    The slope from the second result on (each analyser has begun) to the last but two (each still has another span in
+    hand), so that as much is half done where the clock starts as where it stops.
+    """
+    if len(arrivals) < 6:
+        raise ValueError("a slope needs six spans or more")
+    counted = np.array(arrivals[1:-2])
+    wall_s = float(np.polyfit(np.arange(len(counted)), counted, 1)[0]) * (len(counted) - 1)
+    cpu_s = watch.cpu_s(until=counted[-1]) - watch.cpu_s(until=counted[0])
+    return Timing(span_s * (len(counted) - 1), wall_s, cpu_s * wall_s / (counted[-1] - counted[0]))
+
+
+def scan_process(
+    videos: Path, results: Path, model: Path, log: Path, stdout: int = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """`deepsweep scan` as a process of its own, from this checkout; prints its events as JSON."""
     arguments = ["scan", str(videos), "--out", str(results), "--model", str(model), "--json"]
     code = "from scanner.cli import main; main()"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-    with log.open("w") as out:
-        return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=out, stderr=out, env=environment)
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    with log.open("w") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            stdout=stdout,
+            stderr=errors,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
 
 
-def _wait(process: subprocess.Popen, limit_s: float) -> int:
+@contextlib.contextmanager
+def ended_in_time(process: subprocess.Popen, watch: processes.Watch, limit_s: float) -> Iterator[None]:
+    """End the process and all it started after `limit_s`, and if the block is left early."""
+    timer = threading.Timer(limit_s, lambda: processes.end(watch.everyone()))
+    timer.start()
     try:
-        return process.wait(timeout=limit_s)
+        yield
     except BaseException:
-        processes.end(processes.family(process.pid))
+        processes.end(watch.everyone())
         raise
+    finally:
+        timer.cancel()
 
 
 # --- the figures ------------------------------------------------------------------------------------------

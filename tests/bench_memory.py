@@ -38,7 +38,7 @@ def measure_memory(seconds: float, limit_s: float | None) -> None:
         render_long(video, seconds)
         print(f"{seconds / 3600:g} h of 1080p: {video.stat().st_size / 1e6:.0f} MB, {time.monotonic() - began:.0f} s")
         model = bench_input.make_model(folder / "model")
-        process = scan_process(video, folder / "results", model, folder / "log")
+        process = scan_process(video, folder / "results", model, folder / "log", subprocess.DEVNULL)
         with Watch(process.pid, EVERY_S) as watch:
             _let_run(process, watch, limit_s)
         done = sum(1 for _ in (folder / "results" / "spans").rglob("*.parquet"))
@@ -55,10 +55,10 @@ def _let_run(process: subprocess.Popen, watch: Watch, limit_s: float | None) -> 
         try:
             process.wait(END_LIMIT_S)
         except subprocess.TimeoutExpired:
-            end(watch.last())
+            end(watch.everyone())
             process.wait()
     except BaseException:
-        end(watch.last())
+        end(watch.everyone())
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -73,12 +74,12 @@ class Watch:
         self._stop.set()
         self._thread.join()
 
-    def cpu_s(self) -> float:
-        """Seconds of CPU that the family has used, each process as last seen."""
-        return sum({p.pid: p.cpu_s for _, family in self.samples for p in family}.values())
+    def cpu_s(self, until: float = math.inf) -> float:
+        """Seconds of CPU that the family has used up to a moment, each process as last seen by then."""
+        return sum({p.pid: p.cpu_s for t, family in self.samples if t <= until for p in family}.values())
 
-    def last(self) -> list[Process]:
-        """Everyone who was ever seen."""
+    def everyone(self) -> list[Process]:
+        """All that were ever seen."""
         return list({p.pid: p for _, family in self.samples for p in family}.values())
 
     def _sample(self) -> None:

@@ -65,8 +65,8 @@ def test_the_ratio_does_not_depend_on_where_the_head_is_or_how_it_is_turned(scal
 
 
 def test_on_a_turned_head_the_nearer_eye_counts():
-    left, right = np.float32([0.1] * 5), np.float32([0.3] * 5)
-    yaw = np.float32([0, 30, -30, 60, np.nan])  # > 0: to the person's left, which shows their right eye
+    left, right = np.array([0.1] * 5, np.float32), np.array([0.3] * 5, np.float32)
+    yaw = np.array([0, 30, -30, 60, np.nan], np.float32)  # > 0: to the person's left, which shows their right eye
     assert combine_eyes(left, right, yaw) == pytest.approx([0.2, 0.3, 0.1, np.nan, np.nan], nan_ok=True)
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -209,13 +210,12 @@ def test_the_analysed_size_keeps_shape_and_limit(width, height):
     ("name", "decoder"),
     [
         ("variable_fps.mp4", "decord"),
-        ("variable_fps.mp4", "pyav"),
-        ("late_start.mkv", "decord"),
+        ("late_start.mkv", "pyav"),
         ("mpegts.ts", "pyav"),
         ("bitrot.mp4", "pyav"),
     ],
 )
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(data=st.data())
 def test_spans_share_out_the_frames_of_a_video(zoo_file, name, decoder, data):
     path, clip = zoo_file(name), CLIPS[name]
@@ -295,7 +295,7 @@ def plain_pyav(path: Path) -> Iterator[float]:
         for packet in container.demux(video=0):
             try:
                 frames = packet.decode()
-            except av.FFmpegError:
+            except av.error.FFmpegError:
                 continue
             for frame in frames:
                 assert frame.time is not None

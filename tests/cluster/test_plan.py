@@ -1,0 +1,89 @@
+"""Planning: every actor fits on the cores that there are, and what can't fit is refused before the run."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.connect import MIN_OBJECT_STORE, OBJECT_STORE_BYTES, Resources, _check, _first_line, _object_store_bytes
+from cluster.plan import MIN_CPUS, Plan, make_plan
+from scanner.errors import EXIT_PREFLIGHT, UserError
+
+
+def pools(plan: Plan) -> dict[str, tuple[int, float]]:
+    """(actors, share of a core each) by stage."""
+    stages = {"split": plan.split, "analyze": plan.analyze, "score": plan.score, "sink": plan.sink}
+    return {name: (stage["compute"].min_size, stage["num_cpus"]) for name, stage in stages.items()}
+
+
+cores = st.one_of(st.integers(2, 2000).map(float), st.floats(MIN_CPUS, 64))
+
+
+@given(cores, st.integers(0, 64), st.integers(1, 100))
+def test_all_actors_fit_at_once(cpus, gpus, nodes):
+    plan = make_plan(cpus, gpus, nodes)
+    sizes = pools(plan)
+    assert all(size >= 1 for size, _ in sizes.values())
+    assert sum(size * share for size, share in sizes.values()) <= cpus
+    assert plan.scorers * plan.score["num_gpus"] <= gpus
+    assert (plan.analyzers, plan.scorers) == (sizes["analyze"][0], sizes["score"][0])
+
+
+@given(cores)
+def test_without_a_gpu_clips_are_scored_on_the_cpu_one_span_at_a_time(cpus):
+    plan = make_plan(cpus, 0)
+    assert (plan.device, plan.score["num_gpus"], plan.score["batch_size"]) == ("cpu", 0, 1)
+    assert plan.analyzers >= plan.scorers
+
+
+@given(cores, st.integers(1, 64))
+def test_every_gpu_that_the_cores_can_feed_is_used_in_batches(cpus, gpus):
+    plan = make_plan(cpus, gpus)
+    assert (plan.device, plan.score["num_gpus"]) == ("cuda", 1)
+    assert plan.scorers == min(gpus, int(cpus))
+    assert plan.score["batch_size"] == plan.sink["batch_size"] > 1
+
+
+@pytest.mark.parametrize(("cpus", "analyzers"), [(2, 2), (4, 4), (8, 8), (64, 64)])
+def test_as_many_videos_are_analysed_at_once_as_there_are_cores(cpus, analyzers):
+    assert make_plan(cpus, 0).analyzers == analyzers
+    assert make_plan(cpus, 1).analyzers == analyzers
+
+
+def test_a_fraction_of_a_gpu_is_none():
+    assert make_plan(4, 0.5).device == "cpu"
+
+
+# --- before the run -------------------------------------------------------------------------------------
+
+
+def refused(resources: Resources, wanted: int | None, found: float) -> str:
+    with pytest.raises(UserError) as caught:
+        _check(resources, wanted, found)
+    assert caught.value.exit_code == EXIT_PREFLIGHT
+    return str(caught.value)
+
+
+def test_too_few_cores_are_refused_with_the_fix():
+    assert "has 1 CPUs, and a scan needs 2" in refused(Resources(1, 0, 1, True), None, 0)
+    assert "has 0 CPUs" in refused(Resources(0, 8, 1, False), None, 8)
+
+
+def test_gpus_that_are_not_there_are_refused():
+    said = refused(Resources(8, 1, 1, True), 2, 1)
+    assert "--gpus 2" in said and "Ray sees 1" in said
+
+
+@pytest.mark.parametrize(("wanted", "found"), [(None, 0), (None, 4), (0, 4), (2, 2), (1, 4)])
+def test_what_fits_is_let_through(wanted, found):
+    _check(Resources(2, found, 1, True), wanted, found)
+
+
+def test_the_object_store_has_room_within_what_is_free():
+    assert MIN_OBJECT_STORE <= _object_store_bytes() <= OBJECT_STORE_BYTES
+
+
+def test_errors_of_ray_are_cut_to_their_first_line():
+    assert _first_line(ValueError("no cluster\n  at line 5\n")) == "no cluster"
+    assert _first_line(TimeoutError()) == "TimeoutError"
