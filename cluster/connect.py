@@ -45,6 +45,7 @@ def connect(address: str | None, gpus: int | None) -> Resources:
     else:
         options |= {
             "num_gpus": gpus,
+            "num_cpus": max(2, os.cpu_count() or 2),  # on one core two share it; a scan needs both kinds of actors
             "include_dashboard": False,
             "object_store_memory": _object_store_bytes(),
         }
@@ -54,14 +55,13 @@ def connect(address: str | None, gpus: int | None) -> Resources:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         where = "Ray could not be started here" if address is None else f"no Ray cluster answers at {address}"
         raise UserError(f"{where}: {_first_line(error)}", EXIT_PREFLIGHT) from None
-    total = ray.cluster_resources()
+    total, free = ray.cluster_resources(), ray.available_resources()
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    found = float(total.get("GPU", 0))
-    resources = Resources(
-        float(total.get("CPU", 0)), found if gpus is None else min(found, gpus), nodes, address is None
-    )
+    found = float(free.get("GPU", 0))
+    cpus, wanted = float(free.get("CPU", 0)), found if gpus is None else min(found, gpus)
+    resources = Resources(cpus, wanted, nodes, address is None)
     try:
-        _check(resources, gpus, found)
+        _check(resources, gpus, found, float(total.get("CPU", 0)))
     except UserError:
         disconnect()
         raise
@@ -93,11 +93,15 @@ def _check_answers(address: str) -> None:
         ) from None
 
 
-def _check(resources: Resources, wanted_gpus: int | None, found_gpus: float) -> None:
+def _check(resources: Resources, wanted_gpus: int | None, found_gpus: float, all_cpus: float) -> None:
     if resources.cpus < MIN_CPUS:
+        mend = (
+            "it is busy: wait for what it runs"
+            if all_cpus >= MIN_CPUS
+            else "add a node, or start Ray with --num-cpus=2"
+        )
         raise UserError(
-            f"the cluster has {resources.cpus:g} CPUs, and a scan needs 2: add a node, or start Ray with --num-cpus=2.",
-            EXIT_PREFLIGHT,
+            f"the cluster has {resources.cpus:g} of {all_cpus:g} CPUs free, and a scan needs 2: {mend}.", EXIT_PREFLIGHT
         )
     if wanted_gpus and found_gpus < wanted_gpus:
         raise UserError(

@@ -89,8 +89,9 @@ def _analyze(path, info, t_start, t_end, settings, decoder) -> SpanSignals:
         if slot != last_slot:
             last_slot = slot
             for track, box in seen:
-                crop = crop_square(rgb, box, settings.crop_margin, settings.crop_size)
-                crops.setdefault(id(track), []).append((t, crop))
+                with contextlib.suppress(ValueError):  # landmarks of a leaving face can lie outside the frame
+                    crop = crop_square(rgb, box, settings.crop_margin, settings.crop_size)
+                    crops.setdefault(id(track), []).append((t, crop))
     tracks = [track for track in tracker.finish() if len(track.times) >= MIN_TRACK_S * settings.fps]
     size = analysis_size(info)
     wanted = max(0.0, min(t_end, info.duration_s) - max(t_start, info.start_s))

@@ -83,17 +83,18 @@ def _option(field: dataclasses.Field) -> Callable:
     """The click option of a setting. It has no default of its own, so that deepsweep.toml can stand behind it."""
     facts = field.metadata
     kind = value_type(field)
+    default: Any = field.default
     help_text = facts["help"]
     flag = kind is bool
-    if not flag and field.default not in (None, ()):
-        shown = _shown_size(field.default) if facts["size"] else f"{field.default}"
+    if not flag and default not in (None, ()):
+        shown = _shown_size(default) if facts["size"] else f"{default}"
         help_text += f"  [default: {shown}]"
     settings: dict[str, Any] = {"help": help_text, "default": None}
     if flag:
         settings |= {"is_flag": True}
     else:
         settings |= {"type": _Size() if facts["size"] else kind, "metavar": facts["metavar"]}
-        if isinstance(field.default, tuple):
+        if isinstance(default, tuple):
             settings |= {"multiple": True, "default": ()}
     return click.option(f"--{spelling(field)}", field.name, **settings)
 

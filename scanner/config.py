@@ -148,13 +148,16 @@ def load_config_file(path: str | os.PathLike[str] | None) -> dict[str, Any]:
     if path is None and not where.exists():
         return {}
     try:
-        table = tomllib.loads(where.read_text(encoding="utf-8")).get("scan", {})
+        document = tomllib.loads(where.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where} could not be read: {error}.") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where} is not valid TOML: {error}.") from None
+    table = document.pop("scan", {})
     if not isinstance(table, dict):
         raise UserError(f"{where}: [scan] must be a table.")
+    if document:
+        raise UserError(f"{where}: settings go under [scan]; nothing reads {', '.join(document)}.")
     return _typed(table, where)
 
 

@@ -8,10 +8,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
+import av.stream
 import numpy as np
+from av.error import FFmpegError
 
 # decord rereads a file 16 times over an unreadable stretch unless this is set when it is loaded.
 os.environ.setdefault("DECORD_REWIND_RETRY_MAX", "1")
@@ -116,16 +118,14 @@ def probe(path: Path) -> VideoInfo:
         raise DecodeError("the file is empty (0 bytes)")
     with _open(path) as container:
         stream = _video_stream(container)
-        pixels = stream.codec_context.width * stream.codec_context.height
-        if pixels > MAX_PIXELS:
-            size = f"{stream.codec_context.width} x {stream.codec_context.height}"
-            raise DecodeError(f"pictures of {size} pixels are over the limit of {MAX_PIXELS:,}", Status.TOO_LARGE)
+        _check_pixels(stream.codec_context.width, stream.codec_context.height)
         errors = _Errors()
         first = next(_decode_tolerant(container, stream, errors), None)
         if first is None:
             raise DecodeError(f"no frame could be decoded{errors.last and f' ({errors.last})'}")
+        _check_pixels(first.width, first.height)  # the header may have lied
         origin = (container.start_time or 0) / av.time_base
-        start = max(0.0, float(first.pts * stream.time_base) - origin) if first.pts is not None else 0.0
+        start = max(0.0, first.time - origin) if first.time is not None else 0.0
         width, height = first.width, first.height
         aspect = float(stream.sample_aspect_ratio or 1)
         if not 0.1 < aspect < 10:
@@ -193,7 +193,7 @@ class _DecordCache:
     """This process's last reader: spans of a video come in a row, and opening one reads the whole file."""
 
     key: tuple | None = None
-    reader = None
+    reader: Any = None
     times: np.ndarray
 
 
@@ -207,8 +207,9 @@ def _decord_reader(path: Path, info: VideoInfo):
         width, height = analysis_size(info)
         if (width, height) == (info.width, info.height) and info.pixel_aspect == 1:
             width = height = -1  # as stored: scaling costs more than it saves
-        # fault_tol: decord fills unreadable frames with copies of their neighbours unless told not to.
-        reader = decord.VideoReader(str(path), num_threads=1, width=width, height=height, fault_tol=1e-9)
+        # decord fills unreadable frames with copies of their neighbours unless it is told to tolerate none.
+        options: dict[str, Any] = {"num_threads": 1, "width": width, "height": height, "fault_tol": 1e-9}
+        reader = decord.VideoReader(str(path), **options)
         times = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0] if len(reader) else np.zeros(0)
         if not len(times) or not np.all(np.isfinite(times)) or np.any(np.diff(times) < 0):
             raise DecordGaveUp("no usable timestamps")
@@ -261,15 +262,15 @@ def _pyav_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
             origin = (container.start_time or 0) / av.time_base
             target = t_start - backoff
             if target > info.start_s:
-                with contextlib.suppress(av.FFmpegError):  # some containers can't seek: read from the start
+                with contextlib.suppress(FFmpegError):  # some containers can't seek: read from the start
                     container.seek(int((target + origin) * av.time_base), backward=True)
             first = True
             last_slot = None
             errors = _Errors()
             for picture in _decode_tolerant(container, stream, errors):
-                if picture.pts is None:
+                if picture.time is None:
                     continue
-                t = float(picture.pts * stream.time_base) - origin
+                t = picture.time - origin
                 if first and t > max(t_start, info.start_s) and target > info.start_s:
                     break  # the seek landed behind the span's start: try again from further back
                 first = False
@@ -297,7 +298,7 @@ def _decode_tolerant(container, stream, errors: _Errors) -> Iterator[av.VideoFra
             packet = next(packets)
         except StopIteration:
             return
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             errors.note(error)
             restarts += 1
             if restarts > MAX_DEMUX_RESTARTS:
@@ -307,7 +308,7 @@ def _decode_tolerant(container, stream, errors: _Errors) -> Iterator[av.VideoFra
         errors.packets += packet.size > 0  # the last one is empty: it flushes the decoder
         try:
             yield from packet.decode()
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             errors.note(error)
 
 
@@ -323,7 +324,7 @@ def _upright_rgb(picture: av.VideoFrame, info: VideoInfo) -> np.ndarray:
 def _open(path: Path):
     try:
         container = av.open(str(path), metadata_errors="replace")
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except (FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         if _looks_like_video(path):
             raise DecodeError(f"damaged: {reason}") from error
@@ -332,6 +333,12 @@ def _open(path: Path):
         yield container
     finally:
         container.close()
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        size = f"{width} x {height}"
+        raise DecodeError(f"pictures of {size} pixels are over the limit of {MAX_PIXELS:,}", Status.TOO_LARGE)
 
 
 def _looks_like_video(path: Path) -> bool:
@@ -363,7 +370,7 @@ def _duration(path: Path, container, stream, start: float) -> float:
     end = start
     with _open(path) as again:
         origin = (again.start_time or 0) / av.time_base
-        with contextlib.suppress(av.FFmpegError):
+        with contextlib.suppress(FFmpegError):
             for packet in again.demux(_video_stream(again)):
                 if packet.pts is not None:
                     end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - origin)

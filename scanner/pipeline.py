@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +59,7 @@ class Todo:
     done: frozenset[int] = frozenset()
 
 
-def dataset(todo: list[ray.ObjectRef], work: Work, plan: Plan) -> ray.data.Dataset:
+def dataset(todo: list[Any], work: Work, plan: Plan) -> ray.data.Dataset:
     """The whole scan as a lazy, streaming dataset; reading its rows (see `Sink`) runs it.
 
     todo: references to blocks as `todo_block` makes them. Every video comes out as at least one row:
@@ -67,7 +67,8 @@ def dataset(todo: list[ray.ObjectRef], work: Work, plan: Plan) -> ray.data.Datas
     """
     videos = ray.data.from_arrow_refs(todo)
     spans = videos.flat_map(SplitIntoSpans, fn_constructor_args=(work,), **plan.split)
-    signals = spans.map(Analyze, fn_constructor_args=(work,), **plan.analyze)
+    # Ray's types know classes in map_batches only.
+    signals = spans.map(cast(Any, Analyze), fn_constructor_args=(work,), **plan.analyze)
     scored = signals.map_batches(Score, fn_constructor_args=(work, plan.device), **plan.score)
     return scored.map_batches(Sink, fn_constructor_args=(work,), **plan.sink)
 
@@ -80,7 +81,7 @@ def todo_block(items: Iterable[Todo]) -> pa.Table:
     return pa.table({"item": pa.array([pickle.dumps(item) for item in items], pa.binary())})
 
 
-def _pack(item: Any) -> dict[str, bytes]:
+def _pack(item: Any) -> dict[str, Any]:
     # As bytes, so that Arrow neither guesses at NULLs nor unpacks pictures that only pass through.
     return {"item": pickle.dumps(item, protocol=5)}
 
@@ -99,7 +100,7 @@ class SplitIntoSpans:
         self.work = work
         self.guard = Guard(preload=("scanner.decode",), memory_limit=work.memory_limit)
 
-    def __call__(self, row: dict[str, Any]) -> list[dict[str, bytes]]:
+    def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         todo: Todo = _unpack(row)
         spans = [span for span in self.split(todo.video) if span.index not in todo.done]
         return [_pack(replace(span, siblings=len(spans) - 1)) for span in spans]
@@ -140,7 +141,7 @@ class Analyze:
         self.guard = Guard(preload=("scanner.analysis", "mediapipe"), memory_limit=work.memory_limit)
         self.guard.warm_up()
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         span: Span = _unpack(row)
         if span.status is not Status.OK:
             return _pack(span)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -107,6 +107,7 @@ class Inventory:
 def _run(config: ScanConfig, facts: RunFacts, inventory: Inventory, first, progress: Progress) -> dict[str, Any]:
     """Drive the pipeline until everything is written or the user interrupts; the run's record."""
     import ray
+    from ray.exceptions import RayError
 
     from cluster.connect import connect, disconnect
     from cluster.plan import make_plan
@@ -133,7 +134,7 @@ def _run(config: ScanConfig, facts: RunFacts, inventory: Inventory, first, progr
             record["finished_at"] = _now()
         except KeyboardInterrupt:
             record |= {"finished_at": _now(), "interrupted": True}
-        except (ray.exceptions.RayError, ConnectionError) as error:
+        except (RayError, ConnectionError) as error:
             raise UserError(
                 f"the scan broke off: {_root_cause(error)}. What was finished is kept in {config.out};"
                 " the same command goes on from there.",
@@ -232,7 +233,7 @@ def _set_up_ray_data() -> None:
     context.downstream_capacity_backpressure_ratio = RUN_AHEAD
 
 
-def _count(progress: Progress, batch: dict[str, Sequence[Any]]) -> None:
+def _count(progress: Progress, batch: Any) -> None:
     columns = ("uri", "remaining", "status", "flagged", "seconds")
     for uri, remaining, status, flagged, seconds in zip(*(batch[c] for c in columns), strict=True):
         progress.span(

@@ -172,7 +172,7 @@ def _run_mesh(mesh, rgb: np.ndarray, region: np.ndarray) -> np.ndarray | None:
         return None
     flat = np.fromiter((v for p in faces[0].landmark for v in (p.x, p.y, p.z)), np.float32, LANDMARKS * 3)
     height, width = part.shape[:2]
-    return flat.reshape(LANDMARKS, 3) * np.float32([width, height, width]) + np.float32([x0, y0, 0])
+    return flat.reshape(LANDMARKS, 3) * np.array([width, height, width], np.float32) + np.array([x0, y0, 0], np.float32)
 
 
 def _steady_region(region: np.ndarray, box: np.ndarray) -> np.ndarray:

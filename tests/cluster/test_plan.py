@@ -60,14 +60,14 @@ def test_a_fraction_of_a_gpu_is_none():
 
 def refused(resources: Resources, wanted: int | None, found: float) -> str:
     with pytest.raises(UserError) as caught:
-        _check(resources, wanted, found)
+        _check(resources, wanted, found, resources.cpus)
     assert caught.value.exit_code == EXIT_PREFLIGHT
     return str(caught.value)
 
 
 def test_too_few_cores_are_refused_with_the_fix():
-    assert "has 1 CPUs, and a scan needs 2" in refused(Resources(1, 0, 1, True), None, 0)
-    assert "has 0 CPUs" in refused(Resources(0, 8, 1, False), None, 8)
+    assert "1 of 1 CPUs free, and a scan needs 2" in refused(Resources(1, 0, 1, True), None, 0)
+    assert "0 of 0 CPUs" in refused(Resources(0, 8, 1, False), None, 8)
 
 
 def test_gpus_that_are_not_there_are_refused():
@@ -77,7 +77,7 @@ def test_gpus_that_are_not_there_are_refused():
 
 @pytest.mark.parametrize(("wanted", "found"), [(None, 0), (None, 4), (0, 4), (2, 2), (1, 4)])
 def test_what_fits_is_let_through(wanted, found):
-    _check(Resources(2, found, 1, True), wanted, found)
+    _check(Resources(2, found, 1, True), wanted, found, 2)
 
 
 def test_the_object_store_has_room_within_what_is_free():

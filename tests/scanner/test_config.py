@@ -177,3 +177,7 @@ def test_the_record_keeps_the_settings_but_no_secret():
     config = ScanConfig(fps=10, webhook="https://example.org/?token=abc")
     assert config.record()["fps"] == 10
     assert "abc" not in str(config.record())
+
+
+def test_settings_outside_the_table_are_named(tmp_path):
+    assert "nothing reads fps" in refused(settings_file(tmp_path, "fps = 5\n[scan]\nlimit = 3\n"))
