@@ -1,6 +1,6 @@
 """The script that deepsweep is measured against: what one sits down and writes for one video after another.
 
-    python -m tests.bench_script MODEL SECONDS VIDEO...
+    python -m tests.bench_script MODEL VIDEO...
 
 OpenCV reads every frame, FaceMesh looks for a face in all of it, the network (the same one, at the same size, as
 PyTorch loads it) scores its crop, the LSTM every 16 crops. One process, one frame at a time. Prints figures as JSON.
@@ -44,13 +44,13 @@ def face_crop(rgb: np.ndarray, points: np.ndarray, spec: ModelSpec) -> np.ndarra
 
 
 @torch.no_grad()
-def scan(path: str, seconds: float, mesh, network: ClipNet, spec: ModelSpec) -> tuple[float, int, list[dict]]:
-    """Scan the first `seconds` of a video: seconds read, frames read, and one row per frame with a face."""
+def scan(path: str, mesh, network: ClipNet, spec: ModelSpec) -> tuple[float, int, list[dict]]:
+    """Scan a video: its seconds, its frames, and one row per frame with a face."""
     video = cv2.VideoCapture(path)
     fps = video.get(cv2.CAP_PROP_FPS)
     mean, std = torch.tensor(spec.mean).view(3, 1, 1), torch.tensor(spec.std).view(3, 1, 1)
     frames, rows, window = 0, [], []
-    while frames < seconds * fps:
+    while True:
         ok, bgr = video.read()
         if not ok:
             break
@@ -74,13 +74,13 @@ def scan(path: str, seconds: float, mesh, network: ClipNet, spec: ModelSpec) -> 
     return frames / fps, frames, rows
 
 
-def main(model: str, seconds: float, paths: list[str]) -> dict[str, float]:
+def main(model: str, paths: list[str]) -> dict[str, float]:
     spec = load_spec(model)
     network = load_network(spec)
     mesh = FaceMesh(max_num_faces=1, refine_landmarks=True)
-    scan(paths[0], 0.5, mesh, network, spec)  # what loads at the first frame is start-up, too
+    scan(paths[0], mesh, network, spec)  # what loads at the first frame is start-up, too
     began, used = time.perf_counter(), _cpu_s()
-    results = [scan(path, seconds, mesh, network, spec) for path in paths]
+    results = [scan(path, mesh, network, spec) for path in paths]
     return {
         "video_s": sum(length for length, _, _ in results),
         "wall_s": time.perf_counter() - began,
@@ -96,4 +96,4 @@ def _cpu_s() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], float(sys.argv[2]), sys.argv[3:])))
+    print(json.dumps(main(sys.argv[1], sys.argv[2:])))

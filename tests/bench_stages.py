@@ -1,14 +1,17 @@
-"""Each stage of a scan alone, one after another in one process, over the same seconds of the same videos.
+"""Each stage of a scan alone, one after another in one process, over the same videos.
 
-    python -m tests.bench_stages MODEL SECONDS VIDEO...
+    python -m tests.bench_stages MODEL VIDEO...
 
-Prints {stage: {"video_s", "wall_s", "cpu_s"}} as JSON.
+Prints {stage: {"video_s", "wall_s", "cpu_s"}} as JSON. The videos are read to their end: of a longer one decord would
+go on reading ahead, at the expense of the stage that is measured next.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import math
 import pickle
 import resource
 import sys
@@ -29,8 +32,6 @@ from scanner.records import RunFacts, Span, span_row
 from scanner.results import new_run_id, write_part
 from scanner.tracking import FaceTracker
 
-FACES_SECONDS = 5.0  # of each video, decoded beforehand into memory: 15 fps of 720p are 40 MB a second
-
 
 class Stages:
     """Adds up what each stage takes."""
@@ -48,35 +49,34 @@ class Stages:
         total["cpu_s"] += _cpu_s() - cpu
 
 
-def measure(stages: Stages, path: Path, seconds: float, scorer: ClipScorer, facts: RunFacts) -> None:
-    """Take one video's first `seconds` through every stage."""
+def measure(stages: Stages, path: Path, scorer: ClipScorer, facts: RunFacts) -> None:
+    """Take a video of a few seconds through every stage: its frames are kept, 40 MB a second at 720p."""
     config, spec = ScanConfig(), scorer.spec
     info = probe(path)
-    seconds = min(seconds, info.duration_s)
+    seconds = info.duration_s
     settings = Analysis(config.fps, spec.clip_fps, spec.input_size, spec.crop_margin)
     for decoder in ("decord", "pyav"):
         with stages.time(f"decoding, {decoder}", seconds):
-            for _ in read_frames(path, info, 0, seconds, config.fps, decoder, Reading()):
+            for _ in read_frames(path, info, 0, math.inf, config.fps, decoder, Reading()):
                 pass
-    some = min(seconds, FACES_SECONDS)
-    frames = list(read_frames(path, info, 0, some, config.fps, "decord", Reading()))
-    tracker = _Tracker.instance()
-    with stages.time("faces: detector and FaceMesh", some):
+    frames = list(read_frames(path, info, 0, math.inf, config.fps, "pyav", Reading()))
+    tracker = _tracker()
+    with stages.time("faces: detector and FaceMesh", seconds):
         for t, rgb in frames:
             tracker.update(t, rgb)
         tracks = tracker.finish()
-    with stages.time("signals: blinks and motion", some):
+    with stages.time("signals: blinks and motion", seconds):
         for track in tracks:
             analysis._measure(track, [], (info.width, info.height), spec.input_size)
     del frames
     with stages.time("analysis: decoding to crops", seconds):
-        signals = analyze_span(str(path), info, 0, seconds, settings, "decord")
+        signals = analyze_span(str(path), info, 0, math.inf, settings, "decord")
     span = Span(str(path), "-", path.stat().st_size, info=info, t_end=seconds, signals=signals)
     with stages.time("passing spans on: pickle", seconds):
         pickle.loads(pickle.dumps(span, protocol=5))
     refs = clips_of(signals.faces, spec.clip_frames, spec.min_clip_frames)
     if not refs:
-        raise SystemExit(f"no clip in the first {seconds:g} s of {path.name}: nothing to score")
+        raise SystemExit(f"no clip in {path.name}: nothing to score")
     with stages.time("scoring: CNN-LSTM, one core", seconds):
         padded, lengths = pad([signals.faces[r.face].crops[r.start : r.stop] for r in refs], spec.clip_frames)
         probabilities, answers = scorer.score(padded, lengths)
@@ -94,25 +94,20 @@ def measure(stages: Stages, path: Path, seconds: float, scorer: ClipScorer, fact
         write_part(results, facts.run_id, [span_row(scored, facts)])
 
 
-class _Tracker:
-    """One for all videos, as in a scan: making it loads MediaPipe's models."""
-
-    _made: FaceTracker | None = None
-
-    @classmethod
-    def instance(cls) -> FaceTracker:
-        cls._made = cls._made or FaceTracker()
-        return cls._made
+@functools.cache
+def _tracker() -> FaceTracker:
+    # One for all videos, as in a scan: making it loads MediaPipe's models.
+    return FaceTracker()
 
 
-def main(model: str, seconds: float, paths: list[Path]) -> dict[str, dict[str, float]]:
+def main(model: str, paths: list[Path]) -> dict[str, dict[str, float]]:
     spec = load_spec(model)
     scorer = ClipScorer(spec, device="cpu", threads=1)
     facts = RunFacts(new_run_id(), spec, "-", 0.5)
-    measure(Stages(), paths[0], 2.0, scorer, facts)  # what loads on first use is start-up
+    measure(Stages(), paths[0], scorer, facts)  # what loads on first use is start-up
     stages = Stages()
     for path in paths:
-        measure(stages, path, seconds, scorer, facts)
+        measure(stages, path, scorer, facts)
     return stages.totals
 
 
@@ -122,4 +117,4 @@ def _cpu_s() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], float(sys.argv[2]), [Path(p) for p in sys.argv[3:]])))
+    print(json.dumps(main(sys.argv[1], [Path(p) for p in sys.argv[2:]])))

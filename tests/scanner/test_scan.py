@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
 from tests.s3 import BUCKET
 from tests.scans import ROOT, deepsweep, interrupted_scan, rows, videos
@@ -86,22 +88,31 @@ def test_the_same_command_again_scans_nothing(scanned):
     assert sorted(results.rglob("part-*.parquet")) == before
 
 
-def test_a_changed_file_a_new_one_and_failures_are_scanned_again(scanned, tmp_path):
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    """A Ray cluster that several scans use, as `--address` does."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
+def test_a_changed_file_a_new_one_and_failures_are_scanned_again(ray_address, tmp_path):
     results, archive = tmp_path / "results", tmp_path / "archive"
     archive.mkdir()
     shutil.copy(ARCHIVE / "street" / "short.mp4", archive / "a.mp4")
     (archive / "b.mp4").write_bytes(b"")
-    assert deepsweep("scan", archive, "--out", results).returncode == 3
+    scan = ("scan", archive, "--out", results, "--address", ray_address)
+    assert deepsweep(*scan).returncode == 3
     shutil.copy(ARCHIVE / "street" / "no_face.mp4", archive / "a.mp4")
     shutil.copy(ARCHIVE / "street" / "short.mp4", archive / "c.mp4")
-    assert deepsweep("scan", archive, "--out", results).returncode == 0
+    assert deepsweep(*scan).returncode == 0
     found = videos(results)
     assert {name: row["status"] for name, row in found.items()} == {
         "a.mp4": "no_face",
         "b.mp4": "decode_error",
         "c.mp4": "too_short",
     }
-    retried = deepsweep("scan", archive, "--out", results, "--retry-failed", "--json")
+    retried = deepsweep(*scan, "--retry-failed", "--json")
     events = [json.loads(line) for line in retried.stdout.splitlines()]
     assert [Path(e["uri"]).name for e in events if e["event"] == "span"] == ["b.mp4"]
     assert [row["attempts"] for row in rows(results, "failures")] == [2]
@@ -129,24 +140,33 @@ def undisturbed(tmp_path_factory) -> Path:
     return results
 
 
-@pytest.mark.parametrize(("how", "after", "code"), [(signal.SIGKILL, 4, -9), (signal.SIGINT, 2, 130)])
-def test_an_interrupted_scan_goes_on_where_it_was(undisturbed, tmp_path, how, after, code):
+def test_an_interrupted_scan_goes_on_where_it_was(undisturbed, tmp_path):
+    """Ctrl-C, then kill -9 at another moment, then to the end: nothing lost, nothing twice."""
     results = tmp_path / "results"
-    assert interrupted_scan(results, after, how, ARCHIVE, *SPANS) == code
-    finished = {p.name for p in results.rglob("part-*.parquet")}
+    kept: set[str] = set()
+    for how, after, code in ((signal.SIGINT, 2, 130), (signal.SIGKILL, 6, -9)):
+        assert interrupted_scan(results, after, how, ARCHIVE, *SPANS) == code
+        parts = {p.name for p in results.rglob("part-*.parquet")}
+        assert kept < parts
+        kept = parts
     assert deepsweep("scan", ARCHIVE, "--out", results, *SPANS).returncode == 0
-    assert finished <= {p.name for p in results.rglob("part-*.parquet")}
+    parts = [p.name for p in results.rglob("part-*.parquet")]
+    assert kept <= set(parts) and len(parts) == len(set(parts)), "a finished span was scanned again"
     for view in VIEWS:
         assert rows(results, view) == rows(undisturbed, view), view
 
 
 def test_hostile_videos_become_rows_and_the_others_finish(tmp_path):
-    archive = tmp_path / "archive"
-    archive.mkdir()
-    for name in ("hang", "crash", "hungry", "decord_spins", "fine"):
-        shutil.copy(ARCHIVE / "formats" / "vp9.webm", archive / f"{name}.webm")
+    """Real children that hang, segfault and eat memory; a file that is gone; one over the limit of length."""
+    names = ("hang", "crash", "hungry", "decord_spins", "fine")
+    for name in names:
+        shutil.copy(ARCHIVE / "formats" / "vp9.webm", tmp_path / f"{name}.webm")
+    manifest = tmp_path / "list.txt"
+    listed = [*(f"{name}.webm" for name in names), "gone.mp4", str(ARCHIVE / "talks" / "real_blinks.mp4")]
+    manifest.write_text("\n".join(listed))
     done = deepsweep(
-        *("scan", archive, "--out", tmp_path / "results", "--span-timeout", "20", "--memory-limit", "1GB"),
+        *("scan", manifest, "--out", tmp_path / "results", "--max-video-seconds", "10"),
+        *("--span-timeout", "30", "--memory-limit", "1GB"),
         PYTHONPATH=f"{ROOT / 'tests' / 'faults'}:{ROOT}",
     )
     assert done.returncode == 3, done.stderr
@@ -157,29 +177,16 @@ def test_hostile_videos_become_rows_and_the_others_finish(tmp_path):
         "hungry.webm": "too_large",
         "decord_spins.webm": "ok",
         "fine.webm": "ok",
+        "gone.mp4": "missing",
+        "real_blinks.mp4": "too_large",
     }
     assert found["decord_spins.webm"]["decoder"] == "pyav"
 
 
-def test_limits_and_missing_files_are_rows(tmp_path):
-    good = ARCHIVE / "street" / "short.mp4"
-    long = ARCHIVE / "talks" / "real_blinks.mp4"
-    manifest = tmp_path / "list.txt"
-    manifest.write_text(f"{good}\n{long}\n{tmp_path / 'gone.mp4'}\n")
-    done = deepsweep("scan", manifest, "--out", tmp_path / "results", "--max-video-seconds", "5")
-    assert done.returncode == 3, done.stderr
-    found = videos(tmp_path / "results")
-    assert {name: row["status"] for name, row in found.items()} == {
-        "short.mp4": "too_short",
-        "real_blinks.mp4": "too_large",
-        "gone.mp4": "missing",
-    }
-
-
-def test_a_trained_model_gives_verdicts_and_heatmaps(tiny_model, tmp_path):
+def test_a_trained_model_gives_verdicts_and_heatmaps(tiny_model, ray_address, tmp_path):
     results = tmp_path / "results"
     talks = ("--include", "talks/real_blinks.mp4", "--include", "talks/fake_selfblend.mp4")
-    options = ("--model", tiny_model, "--threshold", "0", "--fail-on-flag")
+    options = ("--model", tiny_model, "--threshold", "0", "--fail-on-flag", "--address", ray_address)
     done = deepsweep("scan", ARCHIVE, "--out", results, *talks, *options)
     assert done.returncode == 1, done.stderr
     for row in rows(results, "videos"):
