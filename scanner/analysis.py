@@ -33,7 +33,9 @@ class FaceSignals:
 
     t: np.ndarray  # (frames,) float64 seconds of the video
     boxes: np.ndarray  # (frames, 4) float32 x, y, w, h as fractions of the frame
-    ear: np.ndarray  # (frames,) float32
+    ear: np.ndarray  # (frames,) float32, as blink.combine_eyes gives it
+    eyes: np.ndarray  # (frames, 2) float32 EAR of the left and the right eye
+    pose: np.ndarray  # (frames, 3) float32 yaw, pitch, roll in degrees
     motion: np.ndarray  # (frames,) float32 eye distances a second
     blinks: blink.Blinks
     irregularity: float | None
@@ -113,17 +115,17 @@ def _most_at_once(tracks: list[Track]) -> int:
 def _measure(track: Track, crops: list[tuple[float, np.ndarray]], size, crop_size: int) -> FaceSignals:
     t = np.array(track.times)
     landmarks = np.stack(track.landmarks)
-    yaw = head_pose(landmarks)[:, 0]
-    ear = blink.combine_eyes(
-        blink.eye_aspect_ratio(landmarks, blink.EAR_LEFT),
-        blink.eye_aspect_ratio(landmarks, blink.EAR_RIGHT),
-        yaw,
-    )
+    pose = head_pose(landmarks)
+    left = blink.eye_aspect_ratio(landmarks, blink.EAR_LEFT)
+    right = blink.eye_aspect_ratio(landmarks, blink.EAR_RIGHT)
+    ear = blink.combine_eyes(left, right, pose[:, 0])
     motion = micro.analyze_motion(t, landmarks)
     return FaceSignals(
         t=t,
         boxes=fractions(landmark_box(landmarks), *size),
         ear=ear,
+        eyes=np.stack([left, right], axis=1),
+        pose=pose,
         motion=motion.speed,
         blinks=blink.analyze_blinks(t, ear),
         irregularity=motion.irregularity,

@@ -13,7 +13,9 @@ from scanner.analysis import FaceSignals, SpanSignals
 from scanner.clips import ClipScores
 from scanner.decode import VideoInfo
 from scanner.fusion import fuse, top_mean, verdict
-from scanner.results import SCHEMA_VERSION, SPAN, Status
+from scanner.results import SCHEMA_VERSION, SIGNAL, SPAN, Status
+
+SIGNAL_NAMES = [SIGNAL.field(i).name for i in range(SIGNAL.num_fields)]
 
 
 @dataclass(frozen=True)
@@ -142,10 +144,16 @@ def _face_row(span: Span, number: int, face: FaceSignals, run: RunFacts) -> dict
         "blink_d": face.blinks.durations,
         "micro_irregularity": face.irregularity,
         **_box(np.median(face.boxes, axis=0)),
-        "signal_t": face.t.astype(np.float32),
-        "signal_ear": [_known(value) for value in face.ear],
-        "signal_motion": [_known(value) for value in face.motion],
+        "signals": _signal_rows(face),
     }
+
+
+def _signal_rows(face: FaceSignals) -> list[dict[str, Any]]:
+    columns = (face.t, face.ear, *face.eyes.T, face.motion, *face.pose.T)
+    return [
+        {name: _known(value) for name, value in zip(SIGNAL_NAMES, moment, strict=True)}
+        for moment in zip(*columns, strict=True)
+    ]
 
 
 def _clip_rows(span: Span, scores: ClipScores, run: RunFacts) -> list[dict[str, Any]]:

@@ -50,6 +50,19 @@ SCHEMA_VERSION = 1
 
 _BOX = [("x", pa.float32()), ("y", pa.float32()), ("w", pa.float32()), ("h", pa.float32())]
 
+#: One sampled moment of a face.
+SIGNAL = pa.struct(
+    [
+        ("t", pa.float32()),
+        ("ear", pa.float32()),  # of both eyes, or of the nearer one on a turned head
+        ("ear_left", pa.float32()),
+        ("ear_right", pa.float32()),
+        ("motion", pa.float32()),  # of the face, the head's taken out: eye distances a second
+        ("yaw", pa.float32()),  # degrees
+        ("pitch", pa.float32()),
+        ("roll", pa.float32()),
+    ]
+)
 FACE = pa.struct(
     [
         ("face_id", pa.string()),  # "<span index>-<track>", unique within a video
@@ -66,12 +79,7 @@ FACE = pa.struct(
         ("blink_d", pa.list_(pa.float32())),  # duration of each blink, seconds
         ("micro_irregularity", pa.float64()),
         *_BOX,  # median box
-        ("signal_t", pa.list_(pa.float32())),  # sampled moments of this track
-        ("signal_ear", pa.list_(pa.float32())),  # EAR, mean of both eyes
-        (
-            "signal_motion",
-            pa.list_(pa.float32()),
-        ),  # landmark motion without head motion, inter-ocular distances/s
+        ("signals", pa.list_(SIGNAL)),
     ]
 )
 CLIP = pa.struct(

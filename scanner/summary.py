@@ -55,7 +55,7 @@ def print_summary(summary: Summary, record: dict[str, Any], config: ScanConfig) 
     table.add_column("verdict")
     for name in ("score", "blinks", "micro", "faces"):
         table.add_column(name, justify="right")
-    table.add_column("note", overflow="fold")
+    reasons: list[str] = []
     prefix = _common_folder([row[0] for row in summary.shown])
     for uri, status, verdict, score, blinks, micro, faces, error in summary.shown:
         cells = (
@@ -66,10 +66,13 @@ def print_summary(summary: Summary, record: dict[str, Any], config: ScanConfig) 
             _number(blinks, 0),
             _number(micro, 2),
             _number(faces, 0),
-            error,
         )
+        if error:
+            reasons.append(f"{uri[len(prefix) :]}: {error}")
         table.add_row(*(Text(escape_controls(str(cell))) for cell in cells))
     console.print(table)
+    for reason in reasons:
+        console.print(Text(escape_controls(reason), style="dim"))
     if summary.videos > len(summary.shown):
         console.print(f"… and {summary.videos - len(summary.shown):,} more")
     counts = ", ".join(f"{n:,} {status}" for status, n in summary.counts.items())

@@ -34,9 +34,7 @@ class Clip:
     shows: str  # the exact frame pattern
     status: frozenset[Status]  # how a scan of it may end
     make: Callable[[Clip, Path], object]
-    times: tuple[
-        Fraction, ...
-    ] = ()  # of the frames, seconds after the container starts; frame k is stamped k
+    times: tuple[Fraction, ...] = ()  # of the frames, seconds after the container starts; frame k is stamped k
     readable: int = 0  # frames that PyAV can decode at least
     label: str | None = None  # "real" or "fake"; None where there is nothing to judge
     faces: int = 0  # most faces at one moment
@@ -110,9 +108,7 @@ def video(scene: Scene = one_face, *, faststart: bool = False) -> Callable[[Clip
     return make
 
 
-def damaged(
-    harm: Callable[[Path, Path], None], make: Callable[[Clip, Path], object]
-) -> Callable[[Clip, Path], None]:
+def damaged(harm: Callable[[Path, Path], None], make: Callable[[Clip, Path], object]) -> Callable[[Clip, Path], None]:
     """A maker that renders a sound file first and keeps what `harm(sound, path)` leaves of it."""
 
     def harmed(clip: Clip, path: Path) -> None:

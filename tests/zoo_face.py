@@ -162,9 +162,7 @@ class Sitter:
         """Draw one upper lid over `frame`: the skin above stretches, the lashes travel unstretched."""
         reach = 12  # still pixels the head may carry the eye away
         rows = slice(max(0, int((EYE_ROWS[0] - reach) * ZOOM)), int((EYE_ROWS[1] + reach) * ZOOM))
-        cols = slice(
-            max(0, int((columns[0] - reach - self.left) * ZOOM)), int((columns[1] + reach - self.left) * ZOOM)
-        )
+        cols = slice(max(0, int((columns[0] - reach - self.left) * ZOOM)), int((columns[1] + reach - self.left) * ZOOM))
         x, y = x[rows, cols], y[rows, cols]
         upper = np.interp(x, eye[0], eye[1]) + LID_EDGE
         travel = down * np.maximum(0, np.interp(x, eye[2], eye[3]) + 0.6 - np.interp(x, eye[0], eye[1]))

@@ -111,9 +111,7 @@ def set_rotation(path: Path, clockwise: int) -> None:
     header = data.index(b"tkhd") + 4
     matrix = header + (52 if data[header] == 1 else 40)  # version 1 has 64-bit times
     one = 1 << 16
-    data[matrix : matrix + 36] = struct.pack(
-        ">9i", cos * one, sin * one, 0, -sin * one, cos * one, 0, 0, 0, 1 << 30
-    )
+    data[matrix : matrix + 36] = struct.pack(">9i", cos * one, sin * one, 0, -sin * one, cos * one, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
 
 

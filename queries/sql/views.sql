@@ -179,9 +179,11 @@ FROM (SELECT uri, run_id, unnest(faces) AS f FROM spans);
 
 -- One row per sampled moment of a face track: the curves behind blinks and motion.
 CREATE VIEW signals AS
-SELECT
-    uri, f.face_id, unnest(f.signal_t) AS t, unnest(f.signal_ear) AS ear, unnest(f.signal_motion) AS motion, run_id
-FROM (SELECT uri, run_id, unnest(faces) AS f FROM spans);
+SELECT uri, face_id, s.t, s.ear, s.ear_left, s.ear_right, s.motion, s.yaw, s.pitch, s.roll, run_id
+FROM (
+    SELECT uri, run_id, f.face_id, unnest(f.signals) AS s
+    FROM (SELECT uri, run_id, unnest(faces) AS f FROM spans)
+);
 
 -- One row per kept picture: the face, and the same with the network's attention laid over it. Both are JPEG.
 CREATE VIEW thumbnails AS

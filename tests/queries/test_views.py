@@ -236,15 +236,16 @@ def test_nested_rows_come_out_one_by_one(catalog):
     box = {"x": 0.5, "y": 0.25, "w": 0.125, "h": 0.5}
     face = {"face_id": "0-1", "t_start": 1.0, "t_end": 9.0, "face_s": 8.0, "score": 0.7, "cnn_score": 0.6,
             "blink_count": 2, "blink_rate": 15.0, "blink_score": 0.1, "blink_s": 8.0, "blink_t": [2.0, 5.0],
-            "blink_d": [0.25, 0.5], "micro_irregularity": 1.5, "signal_t": [1.0, 1.5], "signal_ear": [0.25, 0.5],
-            "signal_motion": [0.0, 2.0]} | box  # fmt: skip
+            "blink_d": [0.25, 0.5], "micro_irregularity": 1.5, "signals": [
+            {"t": 1.0, "ear": 0.25, "motion": 0.0, "yaw": 8.0}, {"t": 1.5, "ear": 0.5, "motion": 2.0, "yaw": None}
+    ]} | box  # fmt: skip
     frame = {"face_id": "0-1", "t": 2.0, "score": 0.5, "ear": 0.25, "blink": True} | box
     picture = {"face_id": "0-1", "t": 2.0, "score": 0.5, "image": b"\xff\xd8crop", "heatmap": None}
     connection = catalog([span("a", faces=[face], frames=[frame, frame], thumbnails=[picture]), span("b")])
     assert ask(connection, "FROM frames") == [{"uri": "a", "run_id": "run-001"} | frame] * 2
     assert ask(connection, "FROM thumbnails") == [{"uri": "a", "run_id": "run-001"} | picture]
-    assert ask(connection, "SELECT t, ear, motion FROM signals ORDER BY t") == [
-        {"t": 1.0, "ear": 0.25, "motion": 0.0}, {"t": 1.5, "ear": 0.5, "motion": 2.0}
+    assert ask(connection, "SELECT t, ear, motion, yaw FROM signals ORDER BY t") == [
+        {"t": 1.0, "ear": 0.25, "motion": 0.0, "yaw": 8.0}, {"t": 1.5, "ear": 0.5, "motion": 2.0, "yaw": None}
     ]  # fmt: skip
     (found,) = ask(connection, "SELECT blink_times, blink_durations, face_seconds, blink_rate, x, h FROM faces")
     assert found == {"blink_times": [2.0, 5.0], "blink_durations": [0.25, 0.5], "face_seconds": 8.0,

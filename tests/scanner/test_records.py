@@ -68,7 +68,8 @@ def test_faces_clips_frames_and_thumbnails_belong_together():
     for face in row["faces"]:
         clips = [clip for clip in row["clips"] if clip["face_id"] == face["face_id"]]
         frames = [frame for frame in row["frames"] if frame["face_id"] == face["face_id"]]
-        assert len(face["signal_t"]) == len(face["signal_ear"]) == len(face["signal_motion"]) == 150
+        assert len(face["signals"]) == 150
+        assert all(abs(moment["yaw"]) < 20 and moment["ear_left"] > 0 for moment in face["signals"])
         assert clips[0]["t_start"] == face["t_start"] and clips[-1]["t_end"] <= face["t_end"]
         assert [frame["t"] for frame in frames] == sorted(frame["t"] for frame in frames)
         for box in (face, *clips, *frames):
@@ -165,4 +166,4 @@ def test_blink_figures_are_null_where_blinks_could_not_be_judged():
 def test_what_is_not_known_is_null_and_never_nan():
     row = row_of(finished("no_face_stretch.mp4"))
     json.dumps(row, default=str, allow_nan=False)
-    assert all(face["signal_motion"][0] is None for face in row["faces"])  # nothing moves before the first picture
+    assert all(face["signals"][0]["motion"] is None for face in row["faces"])  # nothing moves before the first picture
