@@ -51,7 +51,8 @@ def connect(address: str | None, gpus: int | None) -> Resources:
         }
     try:
         with _without_stderr():
-            ray.init(address=address, namespace="deepsweep", **options)
+            # "local": without an address Ray would join whatever cluster was last started on this machine.
+            ray.init(address=address or "local", namespace="deepsweep", **options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         where = "Ray could not be started here" if address is None else f"no Ray cluster answers at {address}"
         raise UserError(f"{where}: {_first_line(error)}", EXIT_PREFLIGHT) from None

@@ -196,7 +196,8 @@ def test_a_trained_model_gives_verdicts_and_heatmaps(tiny_model, ray_address, tm
     assert len(pictures) == 6
     for picture in pictures:
         assert picture["image"][:3] == picture["heatmap"][:3] == b"\xff\xd8\xff"
-        assert picture["image"] != picture["heatmap"]
+    # Where nothing speaks for a fake, the heatmap is empty and its overlay the picture itself.
+    assert any(picture["image"] != picture["heatmap"] for picture in pictures)
 
 
 @pytest.mark.parametrize(
