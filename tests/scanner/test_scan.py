@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
+from tests.bench_input import make_model
 from tests.s3 import BUCKET
 from tests.scans import ROOT, deepsweep, interrupted_scan, rows, videos
 from tests.zoo import ARCHIVE, ZOO
@@ -166,7 +167,7 @@ def test_hostile_videos_become_rows_and_the_others_finish(tmp_path):
     manifest.write_text("\n".join(listed))
     done = deepsweep(
         *("scan", manifest, "--out", tmp_path / "results", "--max-video-seconds", "10"),
-        *("--span-timeout", "30", "--memory-limit", "1GB"),
+        *("--span-timeout", "15", "--memory-limit", "1GB"),
         PYTHONPATH=f"{ROOT / 'tests' / 'faults'}:{ROOT}",
     )
     assert done.returncode == 3, done.stderr
@@ -183,10 +184,11 @@ def test_hostile_videos_become_rows_and_the_others_finish(tmp_path):
     assert found["decord_spins.webm"]["decoder"] == "pyav"
 
 
-def test_a_trained_model_gives_verdicts_and_heatmaps(tiny_model, ray_address, tmp_path):
+def test_a_model_that_calls_itself_trained_gives_verdicts_and_heatmaps(ray_address, tmp_path):
     results = tmp_path / "results"
     talks = ("--include", "talks/real_blinks.mp4", "--include", "talks/fake_selfblend.mp4")
-    options = ("--model", tiny_model, "--threshold", "0", "--fail-on-flag", "--address", ray_address)
+    model = make_model(tmp_path / "model")
+    options = ("--model", model, "--threshold", "0", "--fail-on-flag", "--address", ray_address)
     done = deepsweep("scan", ARCHIVE, "--out", results, *talks, *options)
     assert done.returncode == 1, done.stderr
     for row in rows(results, "videos"):
