@@ -15,35 +15,43 @@ if TYPE_CHECKING:
 OPACITY = 0.6  # of the hottest pixel in an overlay: the face stays recognisable under it
 
 
-def grad_cam(network: ClipNet, maps: torch.Tensor, size: int) -> tuple[int, np.ndarray]:
-    """Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2) of a clip's most suspicious frame.
+def most_suspicious(network: ClipNet, pooled: torch.Tensor) -> int:
+    """The frame of a clip with the highest frame logit; pooled: (T, C) features of its real frames."""
+    with torch.no_grad():
+        return int(network.frame_head(pooled).squeeze(-1).argmax())
 
-    maps: (T, C, h, w) float32, output of the network's last convolution block for the T real frames of one clip.
-    That block is the target layer because all that follows is averaging and linear or recurrent, so that its cells
-    are the places between which the evidence can still be told apart (one cell is 32 input pixels wide).
 
-    The most suspicious frame t is the one with the highest frame logit. What is explained is the sum of that logit and
-    the clip's: the one says why this frame, the other why the clip (it fades where the LSTM's gates saturate). Channel
-    weights are the gradient of the sum averaged over the cells of frame t; the heatmap is the weighted sum of its maps,
-    ReLU'd, enlarged bilinearly to (size, size), and divided by its maximum. Where nothing speaks for a fake it is zero.
+def grad_cam(network: ClipNet, pooled: torch.Tensor, frame: int, maps: torch.Tensor, size: int) -> np.ndarray:
+    """Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2) of one frame of a clip.
 
-    Returns (t, heatmap (size, size) float32 in 0..1).
+    pooled: (T, C) float32 features of the clip's T real frames. maps: (C, h, w) float32, output of the network's last
+    convolution block for number `frame` of them: no other frame's maps are needed for it. That block is the target
+    layer because all that follows is averaging and linear or recurrent, so that its cells are the places between which
+    the evidence can still be told apart (one cell is 32 input pixels wide).
+
+    What is explained is the sum of the frame's logit and the clip's: the one says why this frame, the other why the
+    clip (it fades where the LSTM's gates saturate). Channel weights are the gradient of the sum averaged over the
+    cells; the heatmap is the weighted sum of the maps, ReLU'd, enlarged bilinearly to (size, size), and divided by its
+    maximum. Where nothing speaks for a fake it is zero.
+
+    Returns (size, size) float32 in 0..1.
     """
     maps = maps.detach().requires_grad_()
-    lengths = torch.tensor([len(maps)], device=maps.device)
+    lengths = torch.tensor([len(pooled)], device=maps.device)
     # cuDNN's LSTM has no backward pass in eval mode; torch's own has.
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        frame_logits, clip_logits = network.heads(network.pool(maps).unsqueeze(0), lengths)
-        frame = int(frame_logits[0].argmax())
+        row = torch.arange(len(pooled), device=maps.device)[:, None]
+        sequence = torch.where(row == frame, network.pool(maps[None]), pooled)
+        frame_logits, clip_logits = network.heads(sequence[None], lengths)
         (gradient,) = torch.autograd.grad(frame_logits[0, frame] + clip_logits[0], maps)
     with torch.no_grad():
-        weights = gradient[frame].mean(dim=(1, 2), keepdim=True)
-        heat = F.relu((weights * maps[frame]).sum(dim=0))
+        weights = gradient.mean(dim=(1, 2), keepdim=True)
+        heat = F.relu((weights * maps).sum(dim=0))
         heat = F.interpolate(heat[None, None], size=(size, size), mode="bilinear", align_corners=False)[0, 0]
         peak = heat.max()
         if peak > 0:
             heat = heat / peak
-    return frame, heat.cpu().numpy()
+    return heat.cpu().numpy()
 
 
 def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:

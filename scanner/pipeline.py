@@ -209,7 +209,7 @@ class Score:
             return [_without_crops(span) for span in spans]
         try:
             padded, lengths = pad(pictures, self.work.clip_frames)
-            probabilities, frames = self.scorer.score(padded, lengths)
+            probabilities, frames, pooled = self.scorer.score_and_pool(padded, lengths)
         except (ModelError, RuntimeError, MemoryError) as error:  # RuntimeError: torch, out of memory too
             if len(spans) == 1:
                 return [spans[0].failed(Status.MODEL_ERROR, _unforeseen(error))]
@@ -221,12 +221,12 @@ class Score:
             if refs:
                 answers = [f[:n] for f, n in zip(frames[here], lengths[here], strict=True)]
                 scores = ClipScores(refs, probabilities[here], answers, [])
-                kept = self._thumbnails(span, scores, padded[here], lengths[here])
+                kept = self._thumbnails(scores, padded[here], lengths[here], pooled[here])
                 span = replace(span, scores=replace(scores, thumbnails=kept))
             scored.append(_without_crops(span))
         return scored
 
-    def _thumbnails(self, span: Span, scores: ClipScores, padded, lengths) -> list[Thumbnail]:
+    def _thumbnails(self, scores: ClipScores, padded, lengths, pooled) -> list[Thumbnail]:
         """Pictures of the most suspicious clips; from an untrained model the first ones, without heatmaps."""
         from models.gradcam import overlay
 
@@ -237,7 +237,7 @@ class Score:
             ref = scores.clips[number]
             heatmap, frame = None, 0
             if trained:
-                frame, heat = self.scorer.explain(padded[number], int(lengths[number]))
+                frame, heat = self.scorer.explain(padded[number], int(lengths[number]), pooled[number])
                 heatmap = jpeg(overlay(padded[number][frame], heat))
             image = jpeg(padded[number][frame])
             kept.append(Thumbnail(ref.face, ref.start + frame, int(number), image, heatmap))

@@ -79,13 +79,13 @@ def measure(stages: Stages, path: Path, scorer: ClipScorer, facts: RunFacts) -> 
         raise SystemExit(f"no clip in {path.name}: nothing to score")
     with stages.time("scoring: CNN-LSTM, one core", seconds):
         padded, lengths = pad([signals.faces[r.face].crops[r.start : r.stop] for r in refs], spec.clip_frames)
-        probabilities, answers = scorer.score(padded, lengths)
+        probabilities, answers, pooled = scorer.score_and_pool(padded, lengths)
     thumbnails = []
     explained = list(enumerate(refs))[: config.thumbnails]
     their_share = config.span_seconds * len(explained) / config.thumbnails  # of full spans, as an archive has them
     with stages.time(f"explaining: Grad-CAM, {config.thumbnails} a span", their_share):
         for number, ref in explained:
-            frame, heat = scorer.explain(padded[number], int(lengths[number]))
+            frame, heat = scorer.explain(padded[number], int(lengths[number]), pooled[number])
             pictures = jpeg(padded[number][frame]), jpeg(overlay(padded[number][frame], heat))
             thumbnails.append(Thumbnail(ref.face, ref.start + frame, number, *pictures))
     shown = [a[:n] for a, n in zip(answers, lengths, strict=True)]

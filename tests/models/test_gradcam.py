@@ -76,9 +76,18 @@ def test_a_wrong_length_is_refused(tiny_scorer: ClipScorer):
         tiny_scorer.explain(synthetic_clip(0).fake, T + 1)
 
 
+def test_what_scoring_hands_on_explains_the_same(tiny_scorer: ClipScorer):
+    clip = synthetic_clip(5).fake
+    *_, pooled = tiny_scorer.score_and_pool(clip[None], np.array([T]))
+    frame, heatmap = tiny_scorer.explain(clip, T)
+    again, spared = tiny_scorer.explain(clip, T, pooled[0])
+    assert frame == again
+    np.testing.assert_allclose(heatmap, spared, atol=1e-5)
+
+
 def test_nothing_suspicious_gives_no_heat(tiny_scorer: ClipScorer):
-    maps = torch.zeros(3, tiny_scorer.network.frame_head.in_features, 3, 3)
-    _, heatmap = grad_cam(tiny_scorer.network, maps, 16)
+    channels = tiny_scorer.network.frame_head.in_features
+    heatmap = grad_cam(tiny_scorer.network, torch.zeros(3, channels), 1, torch.zeros(channels, 3, 3), 16)
     np.testing.assert_array_equal(heatmap, np.zeros((16, 16), np.float32))
 
 
