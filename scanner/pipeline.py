@@ -102,7 +102,9 @@ class SplitIntoSpans:
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         todo: Todo = _unpack(row)
-        spans = [span for span in self.split(todo.video) if span.index not in todo.done]
+        spans = self.split(todo.video)
+        if spans[0].status is Status.OK:  # a video that can't be opened any more says so, whatever was done of it
+            spans = [span for span in spans if span.index not in todo.done]
         return [_pack(replace(span, siblings=len(spans) - 1)) for span in spans]
 
     def split(self, video: Video) -> list[Span]:

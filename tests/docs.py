@@ -19,7 +19,8 @@ Written by `make docs` from the commands themselves.
 
 def commands_page() -> str:
     """The page: `--help` of deepsweep and of each command."""
-    context = click.Context(main, info_name="deepsweep", terminal_width=WIDTH, max_content_width=WIDTH)
+    settings = main.context_settings | {"terminal_width": WIDTH, "max_content_width": WIDTH}
+    context = click.Context(main, info_name="deepsweep", **settings)
     parts = [HEADER, _block("deepsweep", main.get_help(context))]
     for name in COMMANDS:
         command = main.get_command(context, name)
