@@ -73,7 +73,8 @@ def disconnect() -> None:
     """Leave the cluster; a Ray that was started here ends with all its processes."""
     import ray
 
-    with contextlib.suppress(Exception):
+    # The actors of an interrupted scan are killed at work, which Ray reports as tasks to be retried.
+    with _without_stderr(), contextlib.suppress(Exception):
         ray.shutdown()
 
 

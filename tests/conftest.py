@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.s3 import s3, s3_endpoint
+from tests.s3 import proxy, s3, s3_endpoint
 from tests.tiny_model import train_tiny_model
 
-__all__ = ["s3", "s3_endpoint"]  # fixtures
+__all__ = ["proxy", "s3", "s3_endpoint"]  # fixtures of every test
 
 # The same examples everywhere, and no deadline: a slow machine must not fail a property.
 settings.register_profile("deepsweep", derandomize=True, deadline=None)

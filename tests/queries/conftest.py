@@ -11,7 +11,6 @@ import pytest
 
 from queries.catalog import open_catalog
 from tests.queries.rows import write_part, write_run
-from tests.s3 import s3, s3_endpoint  # noqa: F401 - fixtures
 
 Rows = list[dict[str, Any]]
 Ask = Callable[..., Rows]

@@ -23,7 +23,7 @@ from scanner.names import glob_match, name_filter
 from scanner.sources import VIDEO_EXTENSIONS, check_sources, iter_videos
 from scanner.storage import s3_client
 from scanner.uris import local_path
-from tests.s3 import BUCKET, proxy, s3, s3_endpoint, use_endpoint  # noqa: F401  fixtures
+from tests.s3 import BUCKET, use_endpoint
 
 TREE = (
     "2024/a.mp4",
@@ -253,7 +253,7 @@ def write_manifest(path: Path, uris: list[str]) -> str:
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl", ".parquet"])
-def test_a_manifest_gives_every_line_a_video(s3, tmp_path, suffix):  # noqa: F811  a fixture
+def test_a_manifest_gives_every_line_a_video(s3, tmp_path, suffix):
     s3.put_object(Bucket=BUCKET, Key="k/ä.mp4", Body=b"abc")
     grow(tmp_path, "lists/in.mp4", "videos/out.bin", "videos/hash # in name.mp4")
     uris = [
@@ -325,7 +325,7 @@ def test_lines_without_end_do_not_fill_the_memory(tmp_path):
     assert [bool(video.error) for video in iter_videos([f"{tmp_path}/l.txt"])][:2] == [False, True]
 
 
-def test_many_objects_in_a_manifest_stay_in_order(s3, tmp_path):  # noqa: F811  a fixture
+def test_many_objects_in_a_manifest_stay_in_order(s3, tmp_path):
     names = [f"{number:03}.mp4" for number in range(150)]
     for name in names[::2]:
         s3.put_object(Bucket=BUCKET, Key=name, Body=b"x")
@@ -389,7 +389,7 @@ def test_a_folder_without_permission(tmp_path):
     (tmp_path / "closed").chmod(0o700)
 
 
-def test_buckets_that_are_not_there_and_keys_misspelt(s3):  # noqa: F811  a fixture
+def test_buckets_that_are_not_there_and_keys_misspelt(s3):
     s3.put_object(Bucket=BUCKET, Key="interviews/a.mp4", Body=b"x")
     assert "there is no bucket nowhere" in refusal("s3://nowhere/2024")
     assert "not a valid bucket name" in refusal("s3://UPPER CASE/2024")
@@ -408,14 +408,14 @@ def test_buckets_that_are_not_there_and_keys_misspelt(s3):  # noqa: F811  a fixt
         ("418 Teapot", "the server answered Teapot"),
     ],
 )
-def test_a_bucket_that_does_not_let_us_in(proxy, code, says):  # noqa: F811  a fixture
+def test_a_bucket_that_does_not_let_us_in(proxy, code, says):
     proxy.listing_fault = code
     assert says in refusal("s3://archive/2024", exit_code=EXIT_PREFLIGHT)
     (video,) = iter_videos(["s3://archive/2024"])
     assert says in (video.error or "")
 
 
-def test_settings_that_cannot_reach_a_server(s3, monkeypatch, tmp_path):  # noqa: F811  a fixture
+def test_settings_that_cannot_reach_a_server(s3, monkeypatch, tmp_path):
     def with_settings(**settings: str | None) -> str:
         with monkeypatch.context() as patch:
             for name, value in settings.items():

@@ -31,7 +31,7 @@ from scanner.storage import (
     s3_client,
 )
 from scanner.uris import is_s3, join, local_path, local_uri, redacted, split_s3
-from tests.s3 import BUCKET, proxy, s3, s3_endpoint  # noqa: F401  fixtures
+from tests.s3 import BUCKET
 
 LIMIT = 1 << 20
 
@@ -159,7 +159,7 @@ def test_results_in_a_read_only_folder(tmp_path):
     assert done.stdout.startswith(f"{EXIT_PREFLIGHT} RESULTS can't be written to {tmp_path}: Read-only"), done.stderr
 
 
-def test_results_in_a_bucket_that_is_not_there(s3):  # noqa: F811  a fixture
+def test_results_in_a_bucket_that_is_not_there(s3):
     with pytest.raises(UserError, match="there is no bucket nowhere"):
         ensure_writable("s3://nowhere/r")
 
@@ -191,7 +191,7 @@ def test_a_local_video_is_used_where_it_is(tmp_path):
     assert (copy.status, str(copy)) == (caught.value.status, str(caught.value))
 
 
-def test_an_object_is_fetched_once_and_let_go(proxy, s3, tmp_path):  # noqa: F811  fixtures
+def test_an_object_is_fetched_once_and_let_go(proxy, s3, tmp_path):
     uri, tag, size = put(s3, "dir/a.MP4", b"x" * 1000)
     scratch = pickle.loads(pickle.dumps(Scratch(tmp_path / "run", LIMIT)))
     for known_size in (size, None, size):
@@ -207,7 +207,7 @@ def test_an_object_is_fetched_once_and_let_go(proxy, s3, tmp_path):  # noqa: F81
     assert not scratch.root.exists()
 
 
-def test_two_processes_of_a_node_fetch_a_video_once(proxy, s3, tmp_path):  # noqa: F811  fixtures
+def test_two_processes_of_a_node_fetch_a_video_once(proxy, s3, tmp_path):
     uri, tag, size = put(s3, "a.mp4", b"x" * 300_000)
     proxy.faults.append("stall")
     context = multiprocessing.get_context("spawn")
@@ -234,7 +234,7 @@ def _fetch(scratch, uri, tag, size, queue):
     scratch.close()
 
 
-def test_a_killed_download_is_swept_and_does_not_block_the_living(proxy, s3, tmp_path):  # noqa: F811  fixtures
+def test_a_killed_download_is_swept_and_does_not_block_the_living(proxy, s3, tmp_path):
     uri, tag, size = put(s3, "a.mp4", b"x" * 300_000)
     scratch = Scratch(tmp_path / "base" / "run", 400_000)
     context = multiprocessing.get_context("spawn")
@@ -268,7 +268,7 @@ def test_a_killed_download_is_swept_and_does_not_block_the_living(proxy, s3, tmp
     sweep(tmp_path / "nowhere")
 
 
-def test_least_recently_used_files_make_room(s3, tmp_path):  # noqa: F811  a fixture
+def test_least_recently_used_files_make_room(s3, tmp_path):
     a, b, c, d = (put(s3, f"{name}.mp4", name.encode() * 100) for name in "abcd")
     scratch = Scratch(tmp_path / "run", 250)
     with scratch.fetch(*a) as first:
@@ -288,7 +288,7 @@ def test_least_recently_used_files_make_room(s3, tmp_path):  # noqa: F811  a fix
     assert caught.value.status is Status.TOO_LARGE
 
 
-def test_many_users_of_little_space_see_whole_files(s3, tmp_path):  # noqa: F811  a fixture
+def test_many_users_of_little_space_see_whole_files(s3, tmp_path):
     videos = [put(s3, f"{number}.mp4", bytes([number]) * 100) for number in range(8)]
     scratch = Scratch(tmp_path / "run", 450)  # four users and one file at rest: eviction all the time
 
@@ -309,7 +309,7 @@ def test_many_users_of_little_space_see_whole_files(s3, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("faults", [["503 SlowDown"], ["reset"], ["truncate"], ["reset", "503 SlowDown", "truncate"]])
-def test_a_bad_connection_is_taken_up_again(proxy, s3, tmp_path, faults):  # noqa: F811  fixtures
+def test_a_bad_connection_is_taken_up_again(proxy, s3, tmp_path, faults):
     data = os.urandom(5 << 20)
     proxy.faults.extend(faults)
     with Scratch(tmp_path / "run", 10 << 20).fetch(*put(s3, "a.mp4", data)) as path:
@@ -317,7 +317,7 @@ def test_a_bad_connection_is_taken_up_again(proxy, s3, tmp_path, faults):  # noq
     assert proxy.gets("a.mp4") == len(faults) + 1
 
 
-def test_a_connection_that_never_holds_ends_as_a_missing_video(proxy, s3, tmp_path, monkeypatch):  # noqa: F811
+def test_a_connection_that_never_holds_ends_as_a_missing_video(proxy, s3, tmp_path, monkeypatch):
     monkeypatch.setattr("scanner.scratch._BACKOFF_S", 0.001)
     proxy.faults.extend(["reset"] * 20)
     scratch = Scratch(tmp_path / "run", LIMIT)
@@ -327,7 +327,7 @@ def test_a_connection_that_never_holds_ends_as_a_missing_video(proxy, s3, tmp_pa
     assert kept(scratch) == 0
 
 
-def test_gone_denied_and_changed_objects(proxy, s3, tmp_path):  # noqa: F811  fixtures
+def test_gone_denied_and_changed_objects(proxy, s3, tmp_path):
     scratch = Scratch(tmp_path / "run", LIMIT)
     uri, tag, size = put(s3, "a.mp4", b"old")
     put(s3, "a.mp4", b"new")
@@ -349,12 +349,12 @@ def test_gone_denied_and_changed_objects(proxy, s3, tmp_path):  # noqa: F811  fi
     assert [file.name for file in scratch.root.iterdir() if file.name[0] != "."] == []
 
 
-def test_an_empty_object_is_a_file(s3, tmp_path):  # noqa: F811  a fixture
+def test_an_empty_object_is_a_file(s3, tmp_path):
     with Scratch(tmp_path / "run", LIMIT).fetch(*put(s3, "a.mp4", b"")) as path:
         assert path.stat().st_size == 0
 
 
-def test_no_answer_from_the_server_is_a_missing_video(s3, tmp_path, monkeypatch):  # noqa: F811  a fixture
+def test_no_answer_from_the_server_is_a_missing_video(s3, tmp_path, monkeypatch):
     video = put(s3, "a.mp4", b"x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -365,7 +365,7 @@ def test_no_answer_from_the_server_is_a_missing_video(s3, tmp_path, monkeypatch)
         pass
 
 
-def test_a_full_disk_says_so_and_leaves_no_part(s3, tmp_path):  # noqa: F811  a fixture
+def test_a_full_disk_says_so_and_leaves_no_part(s3, tmp_path):
     video = put(s3, "a.mp4", os.urandom(1 << 20))
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom scanner.scratch import FetchError, Scratch\n"
