@@ -313,7 +313,7 @@ def _decode_tolerant(container, stream, errors: _Errors) -> Iterator[av.VideoFra
             errors.note(error)
 
 
-#: Kept, because setting one up for every frame costs a sixth of the decoding.
+#: Kept, because setting one up for every frame costs an eighth of the decoding.
 _REFORMATTER = VideoReformatter()
 
 

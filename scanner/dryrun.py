@@ -17,7 +17,7 @@ from scanner.uris import local_path
 
 SAMPLE = 20  # videos whose headers are read
 #: Seconds of 720p talking head that one core scans in a second, `make bench` on two cores of an AMD EPYC.
-SECONDS_PER_CORE_SECOND = 2.5
+SECONDS_PER_CORE_SECOND = 3.1
 
 
 @dataclass

@@ -19,7 +19,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from scanner.results import Status
 
-MEMORY_LIMIT = 3 << 30  # bytes of resident memory: a 2-hour 1080p file needs 0.6 GiB, an 8192 px one 2
+MEMORY_LIMIT = 3 << 30  # bytes of resident memory: 1080p needs 1.2 GiB, most of it decord's read-ahead
 ADDRESS_SPACE_HEADROOM = 8 << 30  # above what imports map: thread stacks and caches map more than they touch
 MEMORY_CHECK_S = 0.1
 EXIT_OVER_MEMORY = 86  # the child's exit code when it gives up its own memory; not used by any signal

@@ -37,7 +37,7 @@ class Done:
 
     @classmethod
     def load(cls, results: str, model_digest: str, settings_digest: str, *, retry_failed: bool) -> Done:
-        """Read RESULTS; about 200 bytes of memory a video. retry_failed: failed spans don't count."""
+        """Read RESULTS; keeps a 16-byte key a video. retry_failed: failed spans don't count."""
         done = cls()
         if not list_results(results, "spans/", ".parquet"):
             return done
