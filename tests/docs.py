@@ -1,7 +1,8 @@
-"""Writes docs/commands.md from the commands' own help: `make docs`."""
+"""Writes docs/commands.md from the commands' own help: `make docs`; with --print, only shows it."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -36,4 +37,7 @@ def _block(title: str, text: str) -> str:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(commands_page(), encoding="utf-8")
+    if "--print" in sys.argv:
+        print(commands_page(), end="")
+    else:
+        TARGET.write_text(commands_page(), encoding="utf-8")
