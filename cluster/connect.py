@@ -53,7 +53,7 @@ def connect(address: str | None, gpus: int | None) -> Resources:
         with _without_stderr():
             # "local": without an address Ray would join whatever cluster was last started on this machine.
             ray.init(address=address or "local", namespace="deepsweep", **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+    except Exception as error:  # a node that starts too slowly is a bare Exception to Ray
         where = "Ray could not be started here" if address is None else f"no Ray cluster answers at {address}"
         raise UserError(f"{where}: {_first_line(error)}", EXIT_PREFLIGHT) from None
     total, free = ray.cluster_resources(), ray.available_resources()

@@ -1,4 +1,4 @@
-"""The CNN-LSTM: MobileNetV2 gives a score per frame, an LSTM over its features a score per clip."""
+"""The CNN-LSTM: MobileNetV2 gives a score per frame; their mean, and an LSTM over its features, a score per clip."""
 
 from __future__ import annotations
 
@@ -48,4 +48,8 @@ class ClipNet(nn.Module):
         # The LSTM only looks back, so its output at a clip's last real frame has seen no padding.
         outputs, _ = self.lstm(pooled)
         last = outputs[torch.arange(len(outputs), device=outputs.device), lengths - 1]
-        return frame_logits, self.clip_head(self.dropout(last)).squeeze(-1)
+        real = torch.arange(frame_logits.shape[1], device=lengths.device) < lengths[:, None]
+        mean = (frame_logits * real).sum(dim=1) / lengths
+        # What the LSTM adds is what the order of frames says beyond each of them: with few labelled clips it learns
+        # that much better than the whole score.
+        return frame_logits, mean + self.clip_head(self.dropout(last)).squeeze(-1)

@@ -33,6 +33,7 @@ __all__ = [
     "ModelError",
     "ModelSpec",
     "built_in",
+    "load_features",
     "load_network",
     "load_spec",
     "read_weights",
@@ -112,6 +113,31 @@ def load_network(spec: ModelSpec) -> ClipNet:
     data = read_weights(spec)
     if data is not None:
         _fill(network, data, f"The weights of model {spec.name!r}")
+    return network
+
+
+def load_features(spec: ModelSpec, path: str | os.PathLike[str]) -> ClipNet:
+    """A network of `spec` whose convolutions come from a file of `features.*` tensors, as torchvision names them.
+
+    The heads are initialised from the seed. Raises ModelError where the file does not hold these convolutions.
+    """
+    import safetensors.torch
+    import torch
+
+    network = load_network(spec)
+    try:
+        loaded = safetensors.torch.load(_read_limited(Path(path), MAX_WEIGHTS_BYTES))
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{path} is not a safetensors file ({error}).") from None
+    wanted = {k: v for k, v in _state(network).items() if k.startswith("features.")}
+    wrong = [
+        k
+        for k in wanted
+        if k not in loaded or loaded[k].shape != wanted[k].shape or not torch.isfinite(loaded[k]).all()
+    ]
+    if wrong:
+        raise ModelError(f"{path} does not hold the convolutions of a {spec.architecture.backbone}: see {wrong[0]}.")
+    network.load_state_dict({k: loaded[k].float() for k in wanted}, strict=False)
     return network
 
 

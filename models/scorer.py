@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.folding import fold_batch_norms
 from models.gradcam import grad_cam, most_suspicious
-from models.network import ClipNet
 from models.registry import load_network
 from models.spec import ModelError, ModelSpec
 
@@ -127,16 +124,3 @@ class ClipScorer:
             torch.autocast(self.device.type, dtype=torch.float16, enabled=on_gpu),
         ):
             yield
-
-
-def fold_batch_norms(network: ClipNet) -> ClipNet:
-    """Fold every batch norm that follows a convolution in a Sequential into it, in place; only valid in eval mode.
-
-    Batch norm with fixed statistics is an affine map per channel, which the convolution's weights and bias can hold.
-    """
-    for sequence in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
-        for index, (first, second) in enumerate(pairwise(sequence)):
-            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                sequence[index] = fuse_conv_bn_eval(first, second)
-                sequence[index + 1] = nn.Identity()
-    return network

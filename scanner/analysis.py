@@ -103,7 +103,7 @@ def _analyze(path, info, t_start, t_end, settings, decoder) -> SpanSignals:
         analyzed_s=max(0.0, wanted - reading.lost_s),
         face_s=len({t for track in tracks for t in track.times}) / settings.fps,
         n_faces=_most_at_once(tracks),
-        faces=[_measure(track, crops.get(id(track), []), size, settings.crop_size) for track in tracks],
+        faces=[measure(track, crops.get(id(track), []), size, settings.crop_size) for track in tracks],
     )
 
 
@@ -112,7 +112,8 @@ def _most_at_once(tracks: list[Track]) -> int:
     return int(np.unique(moments, return_counts=True)[1].max()) if moments else 0
 
 
-def _measure(track: Track, crops: list[tuple[float, np.ndarray]], size, crop_size: int) -> FaceSignals:
+def measure(track: Track, crops: list[tuple[float, np.ndarray]], size: tuple[int, int], crop_size: int) -> FaceSignals:
+    """The signals of one track in frames of `size` (width, height) px; crops: (seconds, picture) of some moments."""
     t = np.array(track.times)
     landmarks = np.stack(track.landmarks)
     pose = head_pose(landmarks)

@@ -19,6 +19,10 @@ from scanner.errors import EXIT_INTERRUPTED, EXIT_PREFLIGHT, UserError
 COMMANDS = {
     "scan": "scanner.cli:scan",
     "query": "queries.command:query",
+    "prepare": "scanner.prepare:prepare",
+    "train": "scanner.train:train",
+    "evaluate": "scanner.evaluate:evaluate",
+    "export": "scanner.export:export",
     "doctor": "scanner.cli:doctor",
 }
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from models.clips import cut
 from scanner.analysis import FaceSignals
 
 THUMBNAIL_QUALITY = 85  # JPEG: a 192 px crop takes about 8 kB
@@ -41,19 +41,6 @@ class ClipScores:
     probabilities: np.ndarray  # (clips,) float32
     frames: list[np.ndarray]  # per clip: (stop - start,) float32
     thumbnails: list[Thumbnail]
-
-
-def cut(crops: int, clip_frames: int, min_clip_frames: int) -> list[tuple[int, int]]:
-    """Split so many crops into clips: [start, stop) each, of nearly equal length, at most `clip_frames`.
-
-    Every crop is in exactly one clip, so nothing is scored twice and no tail goes unseen. Fewer than
-    `min_clip_frames` crops make no clip.
-    """
-    if crops < min_clip_frames:
-        return []
-    count = -(-crops // clip_frames)
-    bounds = [crops * i // count for i in range(count + 1)]
-    return list(itertools.pairwise(bounds))
 
 
 def clips_of(faces: list[FaceSignals], clip_frames: int, min_clip_frames: int) -> list[ClipRef]:

@@ -99,6 +99,24 @@ def _model() -> Finding:
     return Finding("model", spec.trained, text if spec.trained else f"{text}: gives no verdicts", not spec.trained)
 
 
+def _golden_scores() -> Finding:
+    """Another version of a library can shift scores without a word."""
+    from models.golden import TOLERANCE, check_golden
+    from models.registry import DEFAULT_MODEL, load_spec
+
+    spec = load_spec(DEFAULT_MODEL)
+    if not spec.trained:
+        return Finding("golden scores", True, "an untrained model has none")
+    result = check_golden(spec)
+    if result.passed:
+        return Finding("golden scores", True, f"{spec.name} scores as it did (within {result.max_difference:.1e})")
+    wanted = {name: version.partition("+")[0] for name, version in result.made_with.items()}
+    other = [f"{n}=={v}" for n, v in wanted.items() if metadata.version(n).partition("+")[0] != v]
+    mend = f"mend it with pip install {' '.join(other)}" if other else "install deepsweep again"
+    text = f"{spec.name} scores {result.max_difference:.2g} off what it did ({TOLERANCE:g} is allowed): {mend}"
+    return Finding("golden scores", False, text)
+
+
 def _child_process() -> Finding:
     from scanner.guard import Guard
 
@@ -143,4 +161,15 @@ def _shared_memory() -> Finding:
     return Finding("shared memory", enough, text if enough else f"{text}: docker run --shm-size=2g", warning=True)
 
 
-CHECKS = (_python, _libraries, _one_cv2, _model, _child_process, _gpu, _memory, _scratch, _shared_memory)
+CHECKS = (
+    _python,
+    _libraries,
+    _one_cv2,
+    _model,
+    _golden_scores,
+    _child_process,
+    _gpu,
+    _memory,
+    _scratch,
+    _shared_memory,
+)

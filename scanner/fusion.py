@@ -21,27 +21,36 @@ def top_mean(values: np.ndarray) -> float:
     return float(np.sort(values)[-TOP_CLIPS:].mean())
 
 
+def evidence(
+    clip_probabilities: np.ndarray, blink_score: float | None, micro_irregularity: float | None
+) -> dict[str, float]:
+    """What a face gives the fusion: its terms, by name, each higher where more speaks for a manipulation.
+
+    clip_probabilities: (clips,) the network's, clips >= 1. blink_score, micro_irregularity: 0..1, or None where they
+    could not be judged: what is unknown is 0 and pulls in no direction.
+    """
+    odds = logit(clip_probabilities)
+    return {
+        "cnn_top": top_mean(odds),
+        "cnn_mean": float(odds.mean()),
+        "blink": blink_score or 0.0,
+        "micro": 0.0 if micro_irregularity is None else micro_irregularity - 0.5,
+    }
+
+
 def fuse(
     clip_probabilities: np.ndarray,
     blink_score: float | None,
     micro_irregularity: float | None,
     coefficients: Mapping[str, float],
 ) -> float:
-    """Calibrated probability that a face was manipulated: a logistic model over all there is of it.
+    """Calibrated probability that a face was manipulated: a logistic model over its `evidence`.
 
-    clip_probabilities: (clips,) the network's, clips >= 1. blink_score, micro_irregularity: 0..1, or None
-    where they could not be judged: what is unknown pulls in no direction. coefficients: `intercept`, and
-    the weights of `cnn_top` and `cnn_mean` (log odds), `blink` and `micro` (0 where ordinary), fitted
-    with the model.
+    coefficients: `intercept`, and the weights of `cnn_top` and `cnn_mean` (log odds), `blink` and `micro` (0 where
+    ordinary), fitted with the model.
     """
-    odds = logit(clip_probabilities)
-    evidence = {
-        "cnn_top": top_mean(odds),
-        "cnn_mean": float(odds.mean()),
-        "blink": blink_score or 0.0,
-        "micro": 0.0 if micro_irregularity is None else micro_irregularity - 0.5,
-    }
-    total = coefficients["intercept"] + sum(coefficients[name] * value for name, value in evidence.items())
+    terms = evidence(clip_probabilities, blink_score, micro_irregularity)
+    total = coefficients["intercept"] + sum(coefficients[name] * value for name, value in terms.items())
     return float(1 / (1 + np.exp(-np.clip(total, -30, 30))))
 
 

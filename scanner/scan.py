@@ -117,12 +117,12 @@ def _run(config: ScanConfig, facts: RunFacts, inventory: Inventory, first, progr
     record = _begin_record(config, facts)
     began = time.monotonic()
     progress.phase = "starting"
-    with _sigterm_interrupts():
+    with sigterm_interrupts():
         try:
             resources = connect(config.address, config.gpus)
             plan = make_plan(resources.cpus, resources.gpus, resources.nodes)
             write_run(config.out, record)
-            _set_up_ray_data()
+            set_up_ray_data()
             refs = [ray.put(block) for block in itertools.chain([first], inventory.blocks(progress))]
             progress.listing = False
             progress.event("started", run_id=facts.run_id, videos=inventory.todo, **_plan_facts(resources, plan))
@@ -136,7 +136,7 @@ def _run(config: ScanConfig, facts: RunFacts, inventory: Inventory, first, progr
             record |= {"finished_at": _now(), "interrupted": True}
         except (RayError, ConnectionError) as error:
             raise UserError(
-                f"the scan broke off: {_root_cause(error)}. What was finished is kept in {config.out};"
+                f"the scan broke off: {root_cause(error)}. What was finished is kept in {config.out};"
                 " the same command goes on from there.",
                 errors.EXIT_PREFLIGHT,
             ) from None
@@ -219,7 +219,8 @@ def scratch_base(config: ScanConfig) -> Path:
     return Path(config.scratch).absolute() if config.scratch else default
 
 
-def _set_up_ray_data() -> None:
+def set_up_ray_data() -> None:
+    """Ray Data's settings for a run of deepsweep: its own bars off, ours on."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -282,7 +283,7 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat()
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The sentence at the bottom of a chain of Ray's wrappers."""
     cause = getattr(error, "cause", None) or error.__cause__ or error
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
@@ -290,7 +291,7 @@ def _root_cause(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def sigterm_interrupts() -> Iterator[None]:
     """Let SIGTERM (a supervisor's stop) end a scan as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:

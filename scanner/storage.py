@@ -240,10 +240,10 @@ def ensure_writable(results: str) -> None:
         os.close(handle)
         Path(probe).unlink()
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{results} is a file, or lies below one. RESULTS must be a folder.") from None
+        raise UserError(f"{results} is a file, or lies below one. --out must be a folder.") from None
     except OSError as error:
         raise UserError(
-            f"RESULTS can't be written to {results}: {error.strerror}. Choose another folder with --out.",
+            f"{results} can't be written to: {error.strerror}. Choose another folder with --out.",
             EXIT_PREFLIGHT,
         ) from None
 

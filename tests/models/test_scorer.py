@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from models.folding import fold_batch_norms
 from models.network import ClipNet
 from models.registry import DEFAULT_MODEL, load_network, load_spec
-from models.scorer import ClipScorer, fold_batch_norms
+from models.scorer import ClipScorer
 from models.spec import Architecture, ModelError
 from tests.tiny_model import SPEC, synthetic_clip
 

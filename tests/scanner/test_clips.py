@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scanner.clips import ClipRef, clips_of, cut, jpeg, pad
+from models.clips import cut
+from scanner.clips import ClipRef, clips_of, jpeg, pad
 from tests.scanner.signals import analysis_of
 from tests.zoo_face import Sitter
 

@@ -156,7 +156,7 @@ def test_results_in_a_read_only_folder(tmp_path):
         "try: ensure_writable(sys.argv[1])\nexcept UserError as error: print(error.exit_code, error)\n"
     )
     done = in_namespace(f"mount -t tmpfs -o ro none {tmp_path}", code, str(tmp_path))
-    assert done.stdout.startswith(f"{EXIT_PREFLIGHT} RESULTS can't be written to {tmp_path}: Read-only"), done.stderr
+    assert done.stdout.startswith(f"{EXIT_PREFLIGHT} {tmp_path} can't be written to: Read-only"), done.stderr
 
 
 def test_results_in_a_bucket_that_is_not_there(s3):

@@ -1,0 +1,1 @@
+"""Making the detector: pseudo-fakes, archive-like degradation, sampling, fitting and cross-validation."""

@@ -1,0 +1,63 @@
+"""The fusion gives calibrated scores, no evidence a wrong sign, and bands with the rates they promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.training.calibrate import fit_fusion, score, thresholds
+
+
+def _videos(seed: int, count: int = 4000):
+    rng = np.random.default_rng(seed)
+    fake = rng.random(count) < 0.5
+    strong = rng.normal(0, 1, count) + 1.5 * fake
+    useless = rng.normal(0, 1, count)
+    misleading = rng.normal(0, 1, count) - 0.8 * fake
+    return {"strong": strong, "useless": useless, "misleading": misleading}, fake
+
+
+def test_a_fitted_score_is_a_probability():
+    evidence, fake = _videos(0)
+    scores = score(evidence, fit_fusion(evidence, fake, ("strong", "useless", "misleading")))
+    for low in np.arange(0.1, 0.9, 0.2):
+        inside = (scores >= low) & (scores < low + 0.2)
+        assert abs(scores[inside].mean() - fake[inside].mean()) < 0.06
+
+
+def test_evidence_gets_the_weight_that_data_gives_it_and_never_a_negative_one():
+    evidence, fake = _videos(1)
+    found = fit_fusion(evidence, fake, ("strong", "useless", "misleading"))
+    assert found["strong"] == pytest.approx(1.5, abs=0.2)  # log odds of two normals 1.5 apart
+    assert found["useless"] < 0.1
+    assert found["misleading"] == 0
+
+
+def test_terms_that_are_left_out_weigh_nothing():
+    evidence, fake = _videos(2)
+    assert fit_fusion(evidence, fake, ("useless",))["strong"] == 0
+
+
+def test_classes_count_the_same_however_many_videos_they_have():
+    evidence, fake = _videos(3)
+    few = ~fake | (np.cumsum(fake) % 10 == 0)
+    both = [fit_fusion({k: v[m] for k, v in evidence.items()}, fake[m], ("strong",)) for m in (few, fake >= 0)]
+    assert both[0]["intercept"] == pytest.approx(both[1]["intercept"], abs=0.25)
+
+
+def test_one_class_cannot_be_fitted():
+    with pytest.raises(ValueError, match="at least two genuine"):
+        fit_fusion({"strong": np.arange(5.0)}, np.ones(5, bool), ("strong",))
+
+
+@given(st.integers(0, 10_000), st.integers(5, 400), st.integers(5, 400))
+def test_the_bands_flag_at_most_one_genuine_video_in_a_hundred(seed, genuine, manipulated):
+    rng = np.random.default_rng(seed)
+    scores = np.concatenate([rng.beta(2, 5, genuine), rng.beta(5, 2, manipulated)])
+    fake = np.arange(len(scores)) >= genuine
+    bands = thresholds(scores, fake)
+    assert 0 <= bands["real"] <= bands["fake"] <= 1
+    assert (scores[~fake] >= bands["fake"]).mean() <= 0.01
+    assert (scores[fake] < bands["real"]).mean() <= 0.10 + 1 / manipulated

@@ -1,0 +1,84 @@
+"""`deepsweep train` on a little prepared data: a model comes out that scores, and a second call goes on or refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from models.golden import check_golden
+from models.registry import load_spec
+from models.scorer import ClipScorer
+from scanner.cli import main
+from tests.models.training.conftest import crop, write_prep
+
+__all__ = ["crop"]  # a fixture
+
+SHORT = ["--epochs", "1", "--video-epochs", "0.5", "--folds", "2", "--clips", "4", "--batch-size", "4"]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["train", *arguments], prog_name="deepsweep", catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, crop) -> tuple[Path, Path, Result]:
+    prep = write_prep(tmp_path_factory.mktemp("train") / "prep", crop, videos=8)
+    out = prep.parent / "run"
+    return prep, out, run(str(prep), "--out", str(out), "--name", "try", "--init", "untrained", *SHORT)
+
+
+def test_a_model_comes_out_that_scores_and_passes_its_self_test(trained):
+    _, out, result = trained
+    assert result.exit_code == 0, result.output
+    spec = load_spec(out / "model")
+    assert spec.trained and spec.label == "try"
+    assert 0 <= spec.thresholds["real"] <= spec.thresholds["fake"] <= 1
+    assert all(spec.fusion[term] >= 0 for term in ("cnn_top", "cnn_mean", "blink", "micro"))
+    assert check_golden(spec).passed
+    clips = np.zeros((1, spec.clip_frames, spec.input_size, spec.input_size, 3), np.uint8)
+    assert 0 <= ClipScorer(spec, device="cpu").score(clips, np.array([8]))[0][0] <= 1
+
+
+def test_the_figures_are_those_of_sources_that_were_held_out(trained):
+    _, out, result = trained
+    report = json.loads((out / "held-out.json").read_text())
+    assert {row["uri"] for row in report["judged"]} == {f"videos/{number}" for number in range(8)}
+    text = (out / "held-out.md").read_text()
+    assert "CNN only" in text and "blinks only" in text
+    assert "fold0: auc" in result.stderr and "fold1: auc" in result.stderr
+    rows = list(csv.reader((out / "curves.csv").open()))
+    assert rows[0][:2] == ["stage", "step"]
+
+
+def test_a_second_call_refuses_and_with_resume_finds_everything_done(trained):
+    prep, out, _ = trained
+    digest = load_spec(out / "model").digest
+    again = run(str(prep), "--out", str(out), "--name", "try", "--init", "untrained", *SHORT)
+    assert again.exit_code == 2 and "--resume" in again.output
+    other = run(str(prep), "--out", str(out), "--init", "untrained", *SHORT, "--seed", "5", "--resume")
+    assert other.exit_code == 2 and "other settings" in other.output
+    resumed = run(str(prep), "--out", str(out), "--name", "try", "--init", "untrained", *SHORT, "--resume")
+    assert resumed.exit_code == 0 and "steps" not in resumed.stderr
+    assert load_spec(out / "model").digest == digest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{empty}", "--out", "{out}"], "holds no prepared data"),
+        (["{prep}", "--out", "{out}", "--init", "nowhere"], "There is no model 'nowhere'"),
+        (["{prep}", "--out", "{out}", "--init", "{text}"], "not a safetensors file"),
+        (["{prep}", "--out", "{out}", "--device", "cuda"], "no CUDA device"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence(trained, tmp_path, arguments, words):
+    (tmp_path / "weights.safetensors").write_text("not weights")
+    places = {"prep": trained[0], "out": tmp_path / "run", "empty": tmp_path, "text": tmp_path / "weights.safetensors"}
+    result = run(*[argument.format(**places) for argument in arguments])
+    assert result.exit_code == 2
+    assert words in result.output and "Traceback" not in result.output
