@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+
+from models.baseline import Container
 
 #: Side of a stored crop in longer sides of the landmarks' box. Wider than any network's input, so that training can
 #: move, turn and scale the face, and blend beyond its outline.
@@ -48,6 +50,7 @@ TRACK = pa.schema(
     ]
 )
 SCHEMA_VERSION = 1
+CONTAINER = tuple(f.name for f in fields(Container))  # columns of TRACK that are facts of the file
 TRACKS = "tracks"  # folder of the Parquet parts inside PREP
 
 
@@ -71,6 +74,7 @@ class FaceTrack:
     landmarks: np.ndarray  # (crops, 478, 2) float16, fractions of the crop
     blink_score: float | None = None
     micro_irregularity: float | None = None
+    container: Container = field(default_factory=Container)
 
     @property
     def fake(self) -> bool:
@@ -126,7 +130,7 @@ def read_tracks(folder: str | Path) -> list[FaceTrack]:
 def _rows(parts: Path) -> Iterator[dict[str, Any]]:
     usable = (ds.field("status") == "ok") & (ds.field("schema_version") == SCHEMA_VERSION)
     columns = ["uri", "kind", "label", "method", "source", "group", "face_id", "t", "crops", "landmarks"]
-    columns += ["blink_score", "micro_irregularity"]
+    columns += ["blink_score", "micro_irregularity", *CONTAINER]
     scanner = ds.dataset(str(parts), format="parquet", schema=TRACK).scanner(columns=columns, filter=usable)
     for batch in scanner.to_batches():
         yield from batch.to_pylist()
@@ -151,4 +155,5 @@ def _track(row: dict[str, Any]) -> FaceTrack:
         landmarks=np.frombuffer(row["landmarks"], "<f2").reshape(count, LANDMARKS, 2),
         blink_score=row["blink_score"],
         micro_irregularity=row["micro_irregularity"],
+        container=Container(**{name: row[name] for name in CONTAINER}),
     )

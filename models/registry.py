@@ -40,7 +40,7 @@ __all__ = [
     "save_model",
 ]
 
-DEFAULT_MODEL = "untrained"
+DEFAULT_MODEL = "sweep1"
 
 WEIGHTS = Path(__file__).parent / "weights"
 SPEC_FILE = "model.json"

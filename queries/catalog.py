@@ -46,12 +46,13 @@ _KEYS = [
 ]
 
 
-def open_catalog(results: str) -> duckdb.DuckDBPyConnection:
+def open_catalog(results: str, *, unsafe: bool = False) -> duckdb.DuckDBPyConnection:
     """A connection with the views videos, clips, frames, faces, signals, thumbnails, failures, runs and spans.
 
     results: a folder or `s3://bucket/prefix`. The views are of this moment: what a running scan adds later
     shows when the catalog is opened again. The connection is locked: SQL on it reads these files only, writes
     none, loads no extension and cannot undo that. Close it when done; threads take `.cursor()` each.
+    unsafe: leave it open, for SQL that may do whatever the user may.
 
     Raises UserError when there are no results, or a file of theirs is damaged.
     """
@@ -70,8 +71,9 @@ def open_catalog(results: str) -> duckdb.DuckDBPyConnection:
         _open_parts(connection, results, parts).create_view("parts")
         connection.from_arrow(_read_runs(runs)).create("run_files")
         connection.execute("SET schema = 'main'; SET TimeZone = 'UTC'")
-        connection.execute((resources.files("queries") / "sql" / "views.sql").read_text("utf-8"))
-        _lock(connection, [] if is_s3(results) else parts)
+        connection.execute(views_sql())
+        if not unsafe:
+            _lock(connection, [] if is_s3(results) else parts)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         connection.close()
         raise UserError(_damage(results, parts, error)) from None
@@ -79,6 +81,11 @@ def open_catalog(results: str) -> duckdb.DuckDBPyConnection:
         connection.close()
         raise
     return connection
+
+
+def views_sql() -> str:
+    """The statements that make the views out of internal.parts and internal.run_files."""
+    return (resources.files("queries") / "sql" / "views.sql").read_text("utf-8")
 
 
 def _list(results: str) -> tuple[list[str], list[str]]:

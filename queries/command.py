@@ -6,17 +6,21 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from queries.formats import FORMATS, write_answer
-from queries.run import NamedQuery, find_query, query_names, run_query, untrained_videos
+from queries.run import Answer, NamedQuery, find_query, first_rows, load_queries, run_query, untrained_videos
 from queries.text import escape_controls
 from scanner.errors import UserError
+
+if TYPE_CHECKING:
+    import duckdb
 
 _FORMAT_OF_SUFFIX = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".parquet": "parquet", ".md": "markdown"}
 
@@ -37,8 +41,28 @@ _FORMAT_OF_SUFFIX = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".parque
 )
 @click.option("-p", "--param", "params", metavar="KEY=VALUE", multiple=True, help="A parameter of the query.")
 @click.option("--list", "list_", is_flag=True, help="Show the named queries and their parameters.")
+@click.option(
+    "--queries",
+    "folders",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    multiple=True,
+    envvar="DEEPSWEEP_QUERIES",
+    show_envvar=True,
+    help="A folder of your own .sql files, asked by name like the others; repeatable.",
+)
+@click.option("--shell", is_flag=True, help="Open a prompt for many questions; it also reads them from a pipe.")
+@click.option("--unsafe", is_flag=True, help="Let the SQL write, read any file, load extensions and change settings.")
 def query(
-    question: str | None, results: str, format_: str | None, output: str | None, params: tuple[str, ...], list_: bool
+    question: str | None,
+    results: str,
+    format_: str | None,
+    output: str | None,
+    params: tuple[str, ...],
+    list_: bool,
+    folders: tuple[Path, ...],
+    shell: bool,
+    unsafe: bool,
 ) -> None:
     """Ask the results of a scan: by the NAME of a prepared query, or in SQL.
 
@@ -54,13 +78,19 @@ def query(
       deepsweep query "SELECT status, count(*) FROM failures GROUP BY ALL"
     The columns of a view:
       deepsweep query "DESCRIBE videos"
+    A question of your own, kept in ~/sweep/nightly.sql:
+      deepsweep query nightly --queries ~/sweep
     """
+    queries = load_queries(folder.expanduser() for folder in folders)
     if list_:
-        click.echo(_listing())
+        click.echo(listing(queries))
         return
-    if not question:
-        raise UserError(f"Say what to ask: a named query or SQL.\n\n{_listing()}")
-    named = find_query(question)
+    if shell and (question or output or params):
+        raise UserError("--shell asks its questions itself: leave out the question, -p and --output.")
+    if not question and not shell:
+        raise UserError(f"Say what to ask: a named query or SQL.\n\n{listing(queries)}")
+    if question:
+        find_query(question, queries)  # a wrong name needs no results to be told
     values = dict(map(_split_param, params))
     format_ = format_ or _FORMAT_OF_SUFFIX.get(Path(output).suffix.lower() if output else "", "table")
     if format_ == "parquet" and not output:
@@ -68,28 +98,66 @@ def query(
 
     from queries.catalog import open_catalog
 
-    with closing(open_catalog(results)) as connection:
-        answer = run_query(connection, question, values)
-        if output:
-            with _whole_file(Path(output)) as out:
-                rows = write_answer(answer, format_, out)
-        else:
-            rows = write_answer(answer, format_, sys.stdout.buffer, terminal_width=_terminal_width())
-        notes = [f"{rows:,} row{'' if rows == 1 else 's'}."] if output or format_ == "table" else []
+    if unsafe:
+        click.echo("deepsweep: --unsafe: this SQL can read, write and delete whatever you can.", err=True)
+    with closing(open_catalog(results, unsafe=unsafe)) as connection:
+        asker = _Asker(connection, queries, format_, unsafe)
+        if question:
+            asker.ask(question, values, output)
+            return
+        from queries.shell import run_shell
+
+        run_shell(connection, queries, asker.ask)
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """Answers questions to one catalog, in one format."""
+
+    connection: duckdb.DuckDBPyConnection
+    queries: Sequence[NamedQuery]
+    format: str
+    unsafe: bool
+
+    def ask(self, question: str, values: Mapping[str, str], output: str | None = None, most: int | None = None) -> None:
+        """Write the answer to output or stdout, and what must be known of it to stderr.
+
+        most: show no more rows than this in a table, which is held in memory.
+        """
+        named = find_query(question, self.queries)
+        answer = run_query(self.connection, question, values, queries=self.queries, unsafe=self.unsafe)
+        if not answer.schema.names:
+            return
+        cut = most if most and self.format == "table" else None
+        with closing(answer.batches):
+            rows = self._write(first_rows(answer, cut) if cut else answer, output)
+        notes = [f"{rows:,} row{'' if rows == 1 else 's'}."] if output or self.format == "table" else []
+        notes += [f"There may be more: the prompt shows {cut:,}."] if rows == cut else []
         if named:
             notes += _limit_note(named, values, rows)
-            notes += _untrained_note(*untrained_videos(connection)) if named.needs_verdicts else []
-    if notes:
-        click.echo(" ".join(notes), err=True)
+            notes += _untrained_note(*untrained_videos(self.connection)) if named.needs_verdicts else []
+        if notes:
+            click.echo(" ".join(notes), err=True)
+
+    def _write(self, answer: Answer, output: str | None) -> int:
+        if output:
+            with _whole_file(Path(output)) as out:
+                return write_answer(answer, self.format, out)
+        sys.stdout.flush()
+        return write_answer(answer, self.format, sys.stdout.buffer, terminal_width=_terminal_width())
 
 
-def _listing() -> str:
-    """The named queries with their parameters, for people."""
-    lines = []
-    for named in query_names():
-        lines.append(f"{named.name:<15} {named.title}")
-        lines += [f"{'':<15}   -p {p.name}={p.default}  {p.help}" for p in named.params]
-    return "\n".join(lines)
+def listing(queries: Sequence[NamedQuery]) -> str:
+    """The named queries with their parameters, for people; those of a folder of the user's under its name."""
+    width = max(15, *(len(named.name) for named in queries))
+    lines, folder = [], None
+    for named in queries:
+        if named.folder != folder:
+            folder = named.folder
+            lines += ["", f"{folder}:"]
+        lines.append(f"{named.name:<{width}} {named.title}".rstrip())
+        lines += [f"{'':<{width}}   -p {p.name}={p.default}  {p.help}".rstrip() for p in named.params]
+    return "\n".join(map(escape_controls, lines))
 
 
 def _split_param(text: str) -> tuple[str, str]:
@@ -99,7 +167,7 @@ def _split_param(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _limit_note(named: NamedQuery, values: dict[str, str], rows: int) -> list[str]:
+def _limit_note(named: NamedQuery, values: Mapping[str, str], rows: int) -> list[str]:
     """Nobody may take the first rows for all of them."""
     default = next((str(p.default) for p in named.params if p.name == "limit"), None)
     limit = values.get("limit", default)

@@ -19,6 +19,9 @@ from scanner.errors import EXIT_INTERRUPTED, EXIT_PREFLIGHT, UserError
 COMMANDS = {
     "scan": "scanner.cli:scan",
     "query": "queries.command:query",
+    "catalog": "queries.export_catalog:catalog",
+    "report": "queries.report:report",
+    "clips": "scanner.cut_command:clips",
     "prepare": "scanner.prepare:prepare",
     "train": "scanner.train:train",
     "evaluate": "scanner.evaluate:evaluate",

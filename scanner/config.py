@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.registry import DEFAULT_MODEL
 from scanner.errors import UserError
 
 if sys.version_info >= (3, 11):
@@ -69,7 +70,7 @@ class ScanConfig:
     include: tuple[str, ...] = option((), "Only videos that match this pattern; repeatable.", metavar="GLOB")
     exclude: tuple[str, ...] = option((), "Leave out what matches this pattern; repeatable.", metavar="GLOB")
     limit: int | None = option(None, "Stop after so many videos that need scanning.", low=1)
-    model: str = option("untrained", "Built-in model, or a folder with a model.json.", metavar="NAME|DIR")
+    model: str = option(DEFAULT_MODEL, "Built-in model, or a folder with a model.json.", metavar="NAME|DIR")
     threshold: float | None = option(
         None, "Score from which a clip is flagged [default: the model's own].", low=0, high=1
     )

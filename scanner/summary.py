@@ -83,7 +83,7 @@ def print_summary(summary: Summary, record: dict[str, Any], config: ScanConfig) 
         f" ({record['video_hours_per_hour']:.1f} video-hours per hour, start-up included)"
     )
     if record["model"] == "untrained":
-        console.print("The built-in model is untrained: no video was given a verdict.")
+        console.print("The model is untrained: no video was given a verdict.")
     if record["interrupted"]:
         console.print("Interrupted. The same command goes on from here.")
     console.print(Text(f"Results: {config.out}   Ask them: deepsweep query summary --results {config.out}"))

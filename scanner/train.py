@@ -5,29 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from models.registry import DEFAULT_MODEL, load_spec
-from models.spec import BACKBONES, FUSION_TERMS, Architecture, ModelError, ModelSpec
+from models.spec import BACKBONES, Architecture, ModelError, ModelSpec
 from scanner.errors import EXIT_USAGE, UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from models.network import ClipNet
     from models.training.fit import Progress
-    from models.training.recipe import TrackScores
-
-ABLATION = {
-    "CNN only": ("cnn_top", "cnn_mean"),
-    "blinks only": ("blink",),
-    "micro-expressions only": ("micro",),
-    "all": FUSION_TERMS[1:],
-}
 
 
 @click.command()
@@ -54,7 +44,7 @@ ABLATION = {
 @click.option(
     "--batch-size", type=click.IntRange(2, 4096), default=16, show_default=True, help="Frames, half of them genuine."
 )
-@click.option("--clips", type=click.IntRange(2), default=1200, show_default=True, help="Clips for the temporal head.")
+@click.option("--clips", type=click.IntRange(2), default=600, show_default=True, help="Clips for the temporal head.")
 @click.option(
     "--init",
     metavar="NAME|DIR|FILE",
@@ -115,7 +105,9 @@ def _train(prep, folder: Path, name, init, backbone, device, resume: bool, quiet
         network, held_out = recipes.train(tracks, first, spec, recipe, folder, on, log)
     finally:
         log.close()
-    _finish(network, held_out, replace(spec, name=name, trained=True), folder, log)
+    from scanner.calibration import finish
+
+    finish(network, held_out, replace(spec, name=name, trained=True), folder, log.say)
 
 
 def _claim(folder: Path, settings: dict, resume: bool) -> None:
@@ -157,113 +149,6 @@ def _described(tracks: Sequence) -> str:
     return (
         f"{count('image', False):,} genuine and {count('image', True):,} manipulated stills, "
         f"{count('video', False):,} genuine and {count('video', True):,} manipulated videos of {sources} sources"
-    )
-
-
-# --- what the scores of unseen sources give ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """Videos of the calibration set: each one's most suspicious face."""
-
-    faces: list[TrackScores]
-    terms: dict[str, np.ndarray]  # term → (videos,)
-    fake: np.ndarray  # (videos,) bool
-
-
-def _evidence(held_out: Sequence[TrackScores]) -> _Evidence:
-    import numpy as np
-
-    from scanner.fusion import evidence
-
-    best: dict[str, TrackScores] = {}
-    for face in held_out:
-        if len(face.clips):
-            other = best.get(face.track.uri)
-            if other is None or face.clips.mean() > other.clips.mean():
-                best[face.track.uri] = face
-    faces = list(best.values())
-    rows = [evidence(face.clips, face.track.blink_score, face.track.micro_irregularity) for face in faces]
-    terms = {term: np.array([row[term] for row in rows]) for term in FUSION_TERMS[1:]}
-    return _Evidence(faces, terms, np.array([face.track.fake for face in faces], bool))
-
-
-def _finish(network: ClipNet, held_out: Sequence[TrackScores], spec: ModelSpec, folder: Path, log: _Screen) -> None:
-    """Calibrate on what was held out, save the model, and report."""
-    from models.golden import write_golden
-    from models.registry import save_model
-    from models.training.calibrate import fit_fusion, score, thresholds
-
-    calibration = _evidence(held_out)
-    if min(calibration.fake.sum(), (~calibration.fake).sum()) < 2:
-        log.say("Too few videos were held out to calibrate: scores are the network's own, bands at 0.3 and 0.7.")
-        plain = {**dict.fromkeys(FUSION_TERMS, 0.0), "cnn_mean": 1.0}
-        saved = save_model(
-            folder / "model", network, replace(spec, fusion=plain, thresholds={"fake": 0.7, "real": 0.3})
-        )
-    else:
-        fusion = fit_fusion(calibration.terms, calibration.fake, FUSION_TERMS[1:])
-        bands = thresholds(score(calibration.terms, fusion), calibration.fake)
-        saved = save_model(folder / "model", network, replace(spec, fusion=fusion, thresholds=bands))
-        _report(calibration, saved, folder, log)
-    write_golden(saved)
-    log.say(f"The model lies in {folder / 'model'}: deepsweep scan ARCHIVE --out RESULTS --model {folder / 'model'}")
-
-
-def _report(calibration: _Evidence, spec: ModelSpec, folder: Path, log: _Screen) -> None:
-    # Each fold's videos are scored with coefficients that the other folds gave: fitting and judging on the same
-    # videos would flatter.
-    import numpy as np
-
-    from models.evaluation import Judged, evaluate, report_json
-    from models.evaluation_text import report_markdown
-    from models.metrics import auc
-    from models.training.calibrate import fit_fusion, score
-    from scanner.fusion import fuse, verdict
-
-    fold_of = np.array([face.fold for face in calibration.faces])
-    ablation = {}
-    crossed = np.full(len(fold_of), np.nan)
-    for name, terms in ABLATION.items():
-        scores = np.full(len(fold_of), np.nan)
-        for fold in sorted(set(fold_of)):
-            inside, others = fold_of == fold, fold_of != fold
-            if min(calibration.fake[others].sum(), (~calibration.fake[others]).sum()) < 2:
-                continue
-            seen = {term: values[others] for term, values in calibration.terms.items()}
-            unseen = {term: values[inside] for term, values in calibration.terms.items()}
-            scores[inside] = score(unseen, fit_fusion(seen, calibration.fake[others], terms))
-        judged = ~np.isnan(scores)
-        ablation[name] = float(auc(calibration.fake[judged], scores[judged])) if judged.any() else float("nan")
-        crossed = scores
-    rows = []
-    for face, value in zip(calibration.faces, crossed, strict=True):
-        if np.isnan(value):
-            continue
-        track = face.track
-        clips = [fuse(clip[None], track.blink_score, track.micro_irregularity, spec.fusion) for clip in face.clips]
-        rows.append(
-            Judged(
-                uri=track.uri,
-                label=track.label,
-                method=track.method,
-                source=track.source,
-                group=track.group,
-                status="ok",
-                score=float(value),
-                cnn_score=float(face.clips.mean()),
-                verdict=verdict(float(value), spec.thresholds["fake"], spec.thresholds["real"]),
-                clips=tuple(clips),
-            )
-        )
-    report = evaluate(rows, model=spec.name, model_digest=spec.digest, thresholds=spec.thresholds)
-    (folder / "held-out.json").write_text(report_json(report), encoding="utf-8")
-    lines = ["", "## Ablation: AUC of videos", "", "| evidence | AUC |", "| --- | --- |"]
-    lines += [f"| {name} | {value:.3f} |" for name, value in ablation.items()]
-    (folder / "held-out.md").write_text(report_markdown(report) + "\n".join(lines) + "\n", encoding="utf-8")
-    log.say(
-        f"Sources that were held out: AUC {ablation['all']:.3f} of {len(rows)} videos; see {folder / 'held-out.md'}"
     )
 
 

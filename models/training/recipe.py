@@ -15,6 +15,7 @@ from models.metrics import auc
 from models.network import ClipNet
 from models.prepared import FaceTrack
 from models.spec import ModelSpec
+from models.training.degrade import encode
 from models.training.fit import Fit, Progress, batches, fit_frames
 from models.training.folds import assign
 from models.training.sampling import Geometry, Sampler, whole_track
@@ -23,6 +24,7 @@ from models.training.temporal import Eyes, embed, fit_clip_head
 LABELLED = 0.5  # of the pairs in the second stage hold a labelled fake; the others keep alive what stills taught
 LABELLED_STILLS = 0.06  # edited photographs are few and of one source
 VIDEO_SHARE = 0.5  # of the genuine faces in the second stage that come from videos
+REENCODED_CRF = 35  # a messenger's worst: what is genuine must not become a fake by it
 VALIDATION_PARTS = 5  # without folds, one part of the sources in so many chooses the best checkpoint
 VALIDATION_CROPS = 8  # of each track that is looked at then
 MAIN, STILLS = "all", "stills"
@@ -38,7 +40,7 @@ class Recipe:
     #: part is held out throughout, and chooses the checkpoint besides, which flatters its figures a little.
     folds: int = 3
     batch_size: int = 16  # frames, half of them genuine
-    clips: int = 1200  # sequences that the clip head learns from
+    clips: int = 600  # sequences that the clip head learns from
     seed: int = 0
 
 
@@ -49,7 +51,7 @@ class TrackScores:
     track: FaceTrack
     fold: int
     clips: np.ndarray  # (clips,) float32 probabilities
-    frames: np.ndarray  # (crops,) float32 probabilities
+    reencoded: np.ndarray  # (clips,) float32, of the same crops after H.264 at REENCODED_CRF
 
 
 class Log(Protocol):
@@ -91,7 +93,7 @@ def train(
 
     def scored(network: ClipNet, fold: int) -> list[TrackScores]:
         unseen = [track for track in videos if fold_of[track.group] == fold]
-        scores = [TrackScores(track, fold, *score_track(network, track, spec, device)) for track in unseen]
+        scores = [TrackScores(track, fold, *_score_track(network, track, spec, device)) for track in unseen]
         log.figure(f"fold{fold}", "auc", track_auc(scores))
         return scores
 
@@ -210,19 +212,23 @@ def _joined(parts):
     )
 
 
-def score_track(
+def _score_track(
     network: ClipNet, track: FaceTrack, spec: ModelSpec, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of a track's clips (clips,) and crops (crops,), float32, cut as a scan cuts them."""
+    """Probabilities of a track's clips, cut as a scan cuts them, and of the same re-encoded: (clips,) float32 each."""
     crops = whole_track(track, Geometry(spec.input_size, spec.crop_margin))
-    pooled = Eyes(network, device)(torch.from_numpy(crops))
-    clips = []
-    with torch.no_grad():
-        frames = network.frame_head(pooled).squeeze(-1).sigmoid().numpy()
-        for start, stop in cut(len(crops), spec.clip_frames, spec.min_clip_frames):
-            _, clip = network.heads(pooled[None, start:stop], torch.tensor([stop - start]))
-            clips.append(float(clip.sigmoid()))
-    return np.array(clips, np.float32), frames
+    bounds = cut(len(crops), spec.clip_frames, spec.min_clip_frames)
+    if not bounds:
+        return np.zeros(0, np.float32), np.zeros(0, np.float32)
+    eyes = Eyes(network, device)
+
+    def clips(pictures: np.ndarray) -> np.ndarray:
+        pooled = eyes(torch.from_numpy(pictures))
+        with torch.no_grad():
+            logits = [network.heads(pooled[None, a:b], torch.tensor([b - a]))[1] for a, b in bounds]
+        return torch.cat(logits).sigmoid().numpy()
+
+    return clips(crops), clips(encode(crops, "h264", REENCODED_CRF))
 
 
 def track_auc(scores: Sequence[TrackScores]) -> float:

@@ -20,6 +20,7 @@ WORK_SIDES = (128, 288)
 CENTRE_JITTER = 0.05  # of the crop's side
 MARGIN_JITTER = 0.12
 TURN_JITTER = 6.0  # degrees
+LABELLED_VIDEO_ODDS = 0.85  # of a labelled fake from a video: edited photographs are a sideline
 SAME_GROUP_ODDS = 0.5  # of drawing the genuine clip from the recording that a labelled fake was made of
 
 
@@ -61,15 +62,16 @@ class Sampler:
         self.geometry, self.length, self.labelled, self.seed = geometry, length, labelled, seed
         self.degrading = degrading
         real = [track for track in fits if not track.fake]
-        self.real = {kind: _Pool([track for track in real if track.kind == kind], "source") for kind in _KINDS}
-        self.fake = _Pool([track for track in fits if track.fake], "method_source")
+        self.real = {kind: _Pool([track for track in real if track.kind == kind]) for kind in _KINDS}
+        fake = [track for track in fits if track.fake]
+        self.fake = {kind: _Pool([t for t in fake if t.kind == kind]) for kind in _KINDS}
         self.by_group: dict[str, list[FaceTrack]] = {}
         for track in real:
             self.by_group.setdefault(track.group, []).append(track)
         self.video = video if self.real["image"] and self.real["video"] else float(bool(self.real["video"]))
         if not real:
             raise ValueError("no genuine face to train on")
-        if labelled and not self.fake:
+        if not fake:
             self.labelled = 0.0
 
     def pair(self, index: int) -> tuple[Drawn, Drawn]:
@@ -78,7 +80,9 @@ class Sampler:
         return self._labelled(rng) if rng.random() < self.labelled else self._pseudo(rng)
 
     def _labelled(self, rng: np.random.Generator) -> tuple[Drawn, Drawn]:
-        fake = self.fake.draw(rng)
+        pools = self.fake["video"], self.fake["image"]
+        first, second = pools if rng.random() < LABELLED_VIDEO_ODDS else pools[::-1]
+        fake = (first or second).draw(rng)
         twins = [track for track in self.by_group.get(fake.group, ()) if track.kind == fake.kind]
         if twins and rng.random() < SAME_GROUP_ODDS:
             real = twins[int(rng.integers(len(twins)))]
@@ -164,16 +168,15 @@ def resize(frames: np.ndarray, side: int) -> np.ndarray:
 
 
 class _Pool:
-    """Tracks to draw from. Sources (or methods) count by the square root of their size, so that large ones don't rule.
+    """Tracks to draw from. Sources count by the square root of their size, so that large ones don't rule.
 
     Within one, every group has the same chance.
     """
 
-    def __init__(self, tracks: list[FaceTrack], by: str) -> None:
+    def __init__(self, tracks: list[FaceTrack]) -> None:
         self.buckets: dict[str, dict[str, list[FaceTrack]]] = {}
         for track in tracks:
-            key = track.source if by == "source" else f"{track.method} {track.source}"
-            self.buckets.setdefault(key, {}).setdefault(track.group, []).append(track)
+            self.buckets.setdefault(f"{track.method} {track.source}", {}).setdefault(track.group, []).append(track)
         self.names = sorted(self.buckets)
         sizes = np.sqrt([len(self.buckets[name]) for name in self.names])
         self.odds = sizes / sizes.sum() if len(sizes) else sizes

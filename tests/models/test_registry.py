@@ -21,7 +21,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.network import ClipNet
-from models.registry import DEFAULT_MODEL, ModelError, built_in, load_network, load_spec, save_model
+from models.registry import (
+    DEFAULT_MODEL,
+    WEIGHTS,
+    ModelError,
+    built_in,
+    load_network,
+    load_spec,
+    read_weights,
+    save_model,
+)
 from models.spec import Architecture, ModelSpec, parse_spec, spec_json
 
 SMALL = Architecture(width_mult=0.25, lstm_hidden=8)
@@ -50,9 +59,16 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / "model.safetensors")
 
 
-def test_the_default_model_is_installed_and_says_that_it_is_untrained():
+def test_the_default_model_is_installed_trained_and_small():
     assert DEFAULT_MODEL in built_in()
     spec = load_spec(DEFAULT_MODEL)
+    assert (spec.label, spec.trained, spec.directory) == (DEFAULT_MODEL, True, None)
+    assert len(read_weights(spec) or b"") < 10 * 2**20
+    assert (WEIGHTS / DEFAULT_MODEL / "CARD.md").is_file()
+
+
+def test_the_untrained_model_says_so():
+    spec = load_spec("untrained")
     assert (spec.label, spec.trained, spec.weights, spec.directory) == ("untrained", False, None, None)
 
 
@@ -63,7 +79,7 @@ def test_an_untrained_model_is_called_untrained_whatever_its_name(folder: Path):
 
 def test_the_untrained_network_is_the_same_every_time_and_leaves_the_random_state_alone():
     before = torch.get_rng_state()
-    first, second = (load_network(load_spec(DEFAULT_MODEL)).state_dict() for _ in range(2))
+    first, second = (load_network(load_spec("untrained")).state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -237,7 +253,7 @@ KEYS = sorted(json.loads(spec_json(SPEC)))
 @settings(max_examples=200, deadline=None)
 @given(changes=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), JSON, max_size=3))
 def test_any_model_json_is_either_refused_or_sane(changes: dict[str, Any]):
-    text = json.dumps({**json.loads(spec_json(load_spec(DEFAULT_MODEL))), **changes})
+    text = json.dumps({**json.loads(spec_json(load_spec("untrained"))), **changes})
     try:
         spec = parse_spec(text)
     except ModelError:

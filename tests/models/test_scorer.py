@@ -10,7 +10,7 @@ import torch
 
 from models.folding import fold_batch_norms
 from models.network import ClipNet
-from models.registry import DEFAULT_MODEL, load_network, load_spec
+from models.registry import load_network, load_spec
 from models.scorer import ClipScorer
 from models.spec import Architecture, ModelError
 from tests.tiny_model import SPEC, synthetic_clip
@@ -98,7 +98,7 @@ def test_folding_batch_norms_changes_nothing(width_mult: float):
 
 
 def test_the_untrained_model_runs_too():
-    scorer = ClipScorer(load_spec(DEFAULT_MODEL), device="cpu")
+    scorer = ClipScorer(load_spec("untrained"), device="cpu")
     clips = np.zeros((1, 2, 192, 192, 3), np.uint8)
     assert np.isfinite(scorer.score(clips, np.array([2]))[1]).all()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -295,3 +296,123 @@ def test_importing_the_command_is_light():
     code = "import sys, queries.command; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert not {"duckdb", "pyarrow", "rich", "numpy", "boto3", "botocore"} & set(done.stdout.split())
+
+
+# --- queries of one's own -------------------------------------------------------------------------------
+
+MINE = """\
+-- Videos with a name like this.
+-- param like = "a % b"  pattern of LIKE
+-- param least=0.5 lowest score
+SELECT uri FROM videos WHERE uri LIKE $like AND score >= $least ORDER BY uri
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "named-like.sql").write_text(MINE)
+    (folder / "bare.sql").write_text("SELECT 1 AS n", encoding="utf-8-sig")
+    (folder / ".hidden.sql").write_bytes(b"\xff")
+    (folder / "notes.txt").write_bytes(b"\xff")
+    return folder
+
+
+def test_a_query_of_ones_own(archive, mine):
+    found = rows("named-like", "-p", "like=%maybe%", "--queries", str(mine), results=archive)
+    assert found == [{"uri": "s3://a/2025/maybe.mp4"}]
+    assert rows("named-like", "--queries", str(mine), results=archive) == []
+    assert rows("bare", "--queries", str(mine), results=archive) == [{"n": 1}]
+
+
+def test_queries_of_ones_own_from_the_environment(archive, mine, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "two.sql").write_text("SELECT 2 AS n")
+    monkeypatch.setenv("DEEPSWEEP_QUERIES", f"{mine}{os.pathsep}{other}")
+    assert rows("bare", results=archive) == [{"n": 1}]
+    assert rows("two", results=archive) == [{"n": 2}]
+
+
+def test_list_names_queries_of_ones_own_by_folder(mine):
+    text = run("--list", "--queries", str(mine)).stdout
+    assert text.index("uncertain") < text.index(f"{mine}:") < text.index("named-like")
+    assert "Videos with a name like this." in text
+    assert "-p like=a % b  pattern of LIKE" in text
+    assert "-p least=0.5  lowest score" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("flagged", "SELECT 1", "there is a query flagged of deepsweep. Rename the file."),
+        ("my query", "SELECT 1", "can't be asked by name"),
+        ("x", "-- param n\nSELECT $n", "x.sql: '-- param n' should read `-- param name = default  what it is`"),
+        ("x", "-- param n = some\nSELECT $n", "should read"),
+        ("x", "-- param n = [1]  a list\nSELECT $n", "should read"),
+        ("x", "-- title\nSELECT $n", "x uses $n, but its file says nothing of it. Add a line `-- param n = default"),
+        ("x", "DELETE FROM internal.kept", "Results are only read"),
+        ("x", "", "There is no SQL statement in this."),
+        ("x", b"SELECT '\xff'", "could not be read: a file in it is not UTF-8."),
+    ],
+)
+def test_what_is_wrong_with_a_query_of_ones_own(archive, tmp_path, name, text, message):
+    (tmp_path / f"{name}.sql").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert message in error("x", "--queries", str(tmp_path), results=archive)
+
+
+def test_two_folders_with_the_same_name(mine, tmp_path):
+    (tmp_path / "bare.sql").write_text("SELECT 2")
+    message = error("--list", "--queries", str(mine), "--queries", str(tmp_path))
+    assert message == f"{tmp_path}/bare.sql: there is a query bare in {mine}. Rename the file."
+
+
+def test_a_folder_of_queries_that_is_not_there(tmp_path):
+    assert "nowhere could not be read: No such file" in error("--list", "--queries", str(tmp_path / "nowhere"))
+
+
+# --- what SQL may do, and what with --unsafe --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "COPY (SELECT 1) TO '{out}'",
+        "ATTACH '{out}'",
+        "FROM read_csv('/etc/passwd')",
+        "FROM read_text('/etc/passwd')",
+        "FROM '/etc/passwd'",
+        "FROM read_parquet('https://example.org/x.parquet')",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "PRAGMA enable_profiling",
+        "FROM enable_logging(storage = 'file', storage_path = '{out}')",
+        "FROM enable_profiling(save_location = '{out}')",
+        "FROM query('COPY (SELECT 1) TO ''{out}''')",
+        "SELECT 1; COPY (SELECT 1) TO '{out}'",
+        "SELECT 1; SELECT 2",
+        "CREATE TABLE t AS FROM videos",
+        "EXPORT DATABASE '{out}'",
+    ],
+)
+def test_sql_reaches_nothing_else(archive, tmp_path, sql):
+    out = tmp_path / "out"
+    error(sql.format(out=out), results=archive)
+    assert not out.exists()
+
+
+def test_unsafe_sql_may_and_is_warned_of(archive, tmp_path):
+    out = tmp_path / "scores.csv"
+    sql = f"SET threads = 1; COPY (SELECT uri FROM videos WHERE score > $s) TO '{out}'; FROM read_csv('{out}')"
+    done = run(sql, "-p", "s=0.4", "--unsafe", "--format", "csv", results=archive)
+    assert done.stdout.split() == ["uri", "s3://a/2024/fake.mp4", "s3://a/2025/maybe.mp4"]
+    assert "--unsafe: this SQL can read, write and delete whatever you can" in done.stderr
+    assert "--unsafe" not in run("FROM videos", results=archive).stderr
+
+
+@pytest.mark.parametrize("sql", ["SET threads = 1", "CREATE TABLE t AS SELECT 1", "ATTACH ':memory:' AS other"])
+def test_unsafe_sql_without_an_answer_prints_none(archive, sql):
+    done = run(sql, "--unsafe", results=archive)
+    assert (done.exit_code, done.stdout) == (EXIT_OK, "")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from models.registry import DEFAULT_MODEL
 from scanner.decode import probe
 from scanner.errors import EXIT_SOME_FAILED, UserError
 from scanner.evaluate import evaluate
@@ -113,8 +112,6 @@ def test_the_same_command_again_scans_nothing(evaluated, tiny_model):
 
 def test_an_untrained_model_is_refused(tmp_path):
     _place(FAKE, tmp_path / "data" / "fake")
-    if DEFAULT_MODEL == "untrained":
-        assert "untrained" in _refusal(tmp_path / "data", "--out", tmp_path / "out")
     assert "gives no scores" in _refusal(tmp_path / "data", "--model", "untrained", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

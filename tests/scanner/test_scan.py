@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
+from models.registry import DEFAULT_MODEL
 from tests.bench_input import make_model
 from tests.s3 import BUCKET
 from tests.scans import ROOT, deepsweep, interrupted_scan, rows, videos
@@ -58,19 +59,20 @@ def test_faces_seconds_and_decoders(scanned):
     assert 0 < found["bitrot.mp4"]["lost_seconds"] < 1
 
 
-def test_an_untrained_model_gives_no_finding(scanned):
+def test_every_video_that_could_be_judged_has_a_score_and_a_verdict(scanned):
     results = scanned[0]
+    for row in rows(results, "videos"):
+        judged = row["status"] == "ok"
+        assert (row["score"] is not None) == (row["verdict"] is not None) == judged, row["uri"]
+        assert not judged or 0 <= row["score"] <= 1
+        assert row["model"] == (DEFAULT_MODEL if judged else row["model"])
     for view, columns in {
-        "videos": ("score", "verdict", "cnn_score"),
         "clips": ("score", "cnn_score"),
         "frames": ("score",),
-        "faces": ("score", "cnn_score"),
-        "thumbnails": ("score", "heatmap"),
+        "thumbnails": ("score", "image", "heatmap"),
     }.items():
         found = rows(results, view)
-        assert found, view
-        assert all(row[column] is None for row in found for column in columns), view
-    assert {row["model"] for row in rows(results, "videos")} == {"untrained"}
+        assert found and all(row[column] is not None for row in found for column in columns), view
 
 
 def test_events_tell_the_run(scanned):

@@ -46,9 +46,9 @@ def test_a_model_comes_out_that_scores_and_passes_its_self_test(trained):
 
 def test_the_figures_are_those_of_sources_that_were_held_out(trained):
     _, out, result = trained
-    report = json.loads((out / "held-out.json").read_text())
+    report = json.loads((out / "held-out" / "report.json").read_text())
     assert {row["uri"] for row in report["judged"]} == {f"videos/{number}" for number in range(8)}
-    text = (out / "held-out.md").read_text()
+    text = (out / "held-out" / "report.md").read_text()
     assert "CNN only" in text and "blinks only" in text
     assert "fold0: auc" in result.stderr and "fold1: auc" in result.stderr
     rows = list(csv.reader((out / "curves.csv").open()))
