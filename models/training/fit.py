@@ -31,6 +31,7 @@ EMA_DECAY = 0.998  # about the last 500 steps
 CLIP_NORM = 1.0
 LABEL_SMOOTHING = 0.03
 WORKERS = os.cpu_count() or 1  # processes that draw and degrade clips
+WORTH_WORKERS = 200  # pairs: fewer are drawn sooner than a worker has started
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,15 @@ def _one_thread(worker: int) -> None:
     os.nice(19)
 
 
-def batches(sampler: Sampler, pairs: int, first: int, count: int, workers: int = WORKERS) -> Iterator[tuple[Any, Any]]:
+def batches(sampler: Sampler, pairs: int, first: int, count: int) -> Iterator[tuple[Any, Any]]:
     """Pairs [first, first + count) in batches: (2 pairs, T, S, S, 3) uint8 and (2 pairs, T) bool tensors."""
+    workers = WORKERS if count >= WORTH_WORKERS else 0
     loader = DataLoader(
         _Pairs(sampler, first, count),
         batch_size=pairs,
         num_workers=workers,
         worker_init_fn=_one_thread,
-        multiprocessing_context="fork" if workers else None,  # tracks are shared, not copied
+        multiprocessing_context="spawn" if workers else None,  # a fork of a process with torch's threads can hang
         prefetch_factor=6 if workers else None,
     )
     for frames, touched in loader:

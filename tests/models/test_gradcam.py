@@ -57,7 +57,8 @@ def test_the_explained_frame_is_the_most_suspicious_one(tiny_scorer: ClipScorer)
         clip = synthetic_clip(seed).fake
         length = T - seed
         frame, heatmap = tiny_scorer.explain(clip, length)
-        assert frame == np.nanargmax(tiny_scorer.score(clip[None], np.array([length]))[1][0])
+        scores = tiny_scorer.score(clip[None], np.array([length]))[1][0]
+        assert scores[frame] >= np.nanmax(scores) - 1e-6  # scores of a sure model round to the same number
         assert (heatmap.shape, heatmap.dtype) == ((SIZE, SIZE), np.float32)
         assert (heatmap.min() >= 0, heatmap.max()) == (True, 1.0)
 
