@@ -27,7 +27,7 @@ def run(*arguments: str) -> Result:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, crop) -> tuple[Path, Path, Result]:
-    prep = write_prep(tmp_path_factory.mktemp("train") / "prep", crop, videos=8)
+    prep = write_prep(tmp_path_factory.mktemp("train") / "prep", crop, videos=12)
     out = prep.parent / "run"
     return prep, out, run(str(prep), "--out", str(out), "--name", "try", "--init", "untrained", *SHORT)
 
@@ -47,7 +47,7 @@ def test_a_model_comes_out_that_scores_and_passes_its_self_test(trained):
 def test_the_figures_are_those_of_sources_that_were_held_out(trained):
     _, out, result = trained
     report = json.loads((out / "held-out" / "report.json").read_text())
-    assert {row["uri"] for row in report["judged"]} == {f"videos/{number}" for number in range(8)}
+    assert {row["uri"] for row in report["judged"]} == {f"videos/{number}" for number in range(12)}
     text = (out / "held-out" / "report.md").read_text()
     assert "CNN only" in text and "blinks only" in text
     assert "fold0: auc" in result.stderr and "fold1: auc" in result.stderr
