@@ -14,15 +14,11 @@ import av.stream
 from av.error import FFmpegError
 
 from scanner.cut_encode import EDGE_S, READ_ON_S, Source, encode, packets
-from scanner.decode import SEEK_BACKOFF_S, DecodeError, probe
+from scanner.decode import SAFELY, SEEK_BACKOFF_S, DecodeError, probe
 from scanner.results import Status
 
 MAX_LEAD_S = 5.0  # a copy begins at a keyframe; one longer ago shows too much of what was not asked for
 MAX_DRIFT_S = 0.1  # a copy that begins elsewhere than it says is no evidence
-
-#: FFmpeg's names of the containers that are read. A playlist or a concat script that calls itself a video
-#: names other files and addresses, and a cut of it would hand those out.
-READABLE = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,mxf,asf,flv,ogg,h264,hevc,av1,obu,ivf,dv,gxf,nut,rm"
 
 #: What a copy may be written as, in this order: (FFmpeg's name, suffix).
 COPIES = (("mp4", ".mp4"), ("matroska", ".mkv"))
@@ -74,9 +70,8 @@ def cut(path: str, target: str, t_start: float, t_end: float, reencode: bool = F
 
 @contextmanager
 def _open(path: str, seek_to: float | None = None) -> Iterator[Source]:
-    options = {"format_whitelist": READABLE, "protocol_whitelist": "file"}
     try:
-        container = av.open(path, options=options, metadata_errors="replace")
+        container = av.open(path, options=SAFELY, metadata_errors="replace")
     except (FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DecodeError(f"not a video that can be read: {reason}", Status.UNSUPPORTED) from None

@@ -23,6 +23,13 @@ import decord
 from scanner.results import Status
 
 ANALYSIS_LONG_SIDE = 1280  # px: a face of 10 % of a 720p frame's width still fills FaceMesh's 192 px input by half
+#: FFmpeg's names of the containers that are read; those of sound too, so that a song is told what it lacks. A playlist
+#: or a concat script that calls itself a video names other files and addresses, and reading it would read those.
+READABLE = (
+    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,mxf,asf,flv,ogg,h264,hevc,av1,obu,ivf,dv,gxf,nut,rm,"
+    "mp3,flac,wav,aac"
+)
+SAFELY = {"format_whitelist": READABLE, "protocol_whitelist": "file"}
 MAX_PIXELS = 8192 * 8192  # a frame of that size takes 200 MB as RGB
 MAX_DECODE_ERRORS = 10_000  # packets; a file that is rotten throughout must end some time
 MAX_DEMUX_RESTARTS = 50
@@ -328,7 +335,7 @@ def _upright_rgb(picture: av.VideoFrame, info: VideoInfo) -> np.ndarray:
 @contextlib.contextmanager
 def _open(path: Path):
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        container = av.open(str(path), options=SAFELY, metadata_errors="replace")
     except (FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         if _looks_like_video(path):

@@ -401,3 +401,12 @@ def test_reasons_survive_the_way_out_of_a_child_process():
 
     error = pickle.loads(pickle.dumps(DecodeError("gone", Status.TOO_LARGE)))
     assert (str(error), error.status) == ("gone", Status.TOO_LARGE)
+
+
+def test_a_script_that_calls_itself_a_video_reads_no_neighbour(tmp_path):
+    (tmp_path / "secret.mp4").write_bytes((ARCHIVE / "talks" / "real_blinks.mp4").read_bytes())
+    script = tmp_path / "video.mp4"
+    script.write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    with pytest.raises(DecodeError) as caught:
+        probe(script)
+    assert caught.value.status is Status.UNSUPPORTED
