@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from queries.formats import FORMATS, write_answer
+from queries.options import results_option, split_param
 from queries.run import Answer, NamedQuery, find_query, first_rows, load_queries, run_query, untrained_videos
 from queries.text import escape_controls
 from scanner.errors import UserError
@@ -27,14 +28,7 @@ _FORMAT_OF_SUFFIX = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".parque
 
 @click.command("query")
 @click.argument("question", metavar="[NAME | SQL]", required=False)
-@click.option(
-    "--results",
-    envvar="DEEPSWEEP_RESULTS",
-    default="results",
-    show_default=True,
-    show_envvar=True,
-    help="What `scan --out` wrote to: a folder or s3://bucket/prefix.",
-)
+@results_option
 @click.option("--format", "format_", type=click.Choice(FORMATS), help="Default: table, or by the name of --output.")
 @click.option(
     "--output", type=click.Path(dir_okay=False), help="Write here instead of to the terminal, all or nothing."
@@ -91,7 +85,7 @@ def query(
         raise UserError(f"Say what to ask: a named query or SQL.\n\n{listing(queries)}")
     if question:
         find_query(question, queries)  # a wrong name needs no results to be told
-    values = dict(map(_split_param, params))
+    values = dict(map(split_param, params))
     format_ = format_ or _FORMAT_OF_SUFFIX.get(Path(output).suffix.lower() if output else "", "table")
     if format_ == "parquet" and not output:
         raise UserError("Parquet is not for a terminal or a pipe: name a file with --output.")
@@ -158,13 +152,6 @@ def listing(queries: Sequence[NamedQuery]) -> str:
         lines.append(f"{named.name:<{width}} {named.title}".rstrip())
         lines += [f"{'':<{width}}   -p {p.name}={p.default}  {p.help}".rstrip() for p in named.params]
     return "\n".join(map(escape_controls, lines))
-
-
-def _split_param(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UserError(f"-p takes key=value, not {escape_controls(text)!r}.")
-    return key, value
 
 
 def _limit_note(named: NamedQuery, values: Mapping[str, str], rows: int) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from queries.options import results_option, split_param
 from queries.text import escape_controls
 from scanner import errors
 from scanner.errors import UserError
@@ -29,14 +30,7 @@ DEFAULT_QUERY = "flagged"
 
 @click.command("clips")
 @click.argument("question", metavar="[NAME | SQL]", required=False)
-@click.option(
-    "--results",
-    envvar="DEEPSWEEP_RESULTS",
-    default="results",
-    show_default=True,
-    show_envvar=True,
-    help="What `scan --out` wrote to: a folder or s3://bucket/prefix.",
-)
+@results_option
 @click.option("--out", required=True, metavar="FOLDER", help="Where the files go: a folder or s3://bucket/prefix.")
 @click.option("-p", "--param", "params", metavar="KEY=VALUE", multiple=True, help="A parameter of the query.")
 @click.option(
@@ -83,7 +77,7 @@ def clips(question: str | None, results: str, out: str, params: tuple[str, ...],
     130 interrupted (finished files are kept).
     """
     try:
-        code = run(question or DEFAULT_QUERY, results, out, dict(map(_split_param, params)), **options)
+        code = run(question or DEFAULT_QUERY, results, out, dict(map(split_param, params)), **options)
     except ImportError as error:
         raise UserError(
             f"a library can't be loaded ({error}): `deepsweep doctor` names the fix.", errors.EXIT_PREFLIGHT
@@ -234,13 +228,6 @@ def _more(question: str, params: Mapping[str, str], rows: int) -> str:
     default = next((str(p.default) for p in named.params if p.name == "limit"), None) if named else None
     limit = params.get("limit", default)
     return f"There may be more: raise -p limit={limit}.\n" if default and str(rows) == limit else ""
-
-
-def _split_param(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UserError(f"-p takes key=value, not {escape_controls(text)!r}.")
-    return key, value
 
 
 # --- what is told -----------------------------------------------------------------------------------------

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import click
 
+from queries.options import results_option
 from scanner.errors import UserError
 
 MAX_TOP = 500  # their evidence is held in memory while the page is made
 
 
 @click.command("report")
-@click.option(
-    "--results",
-    envvar="DEEPSWEEP_RESULTS",
-    default="results",
-    show_default=True,
-    show_envvar=True,
-    help="What `scan --out` wrote to: a folder or s3://bucket/prefix.",
-)
+@results_option
 @click.option("--out", default="report.html", show_default=True, metavar="FILE", help="The file to write.")
 @click.option(
     "--top",
