@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class FaceSignals:
     eyes: np.ndarray  # (frames, 2) float32 EAR of the left and the right eye
     pose: np.ndarray  # (frames, 3) float32 yaw, pitch, roll in degrees
     motion: np.ndarray  # (frames,) float32 eye distances a second
+    region_motion: np.ndarray  # (frames, regions) float32, of micro.REGIONS each alone
     blinks: blink.Blinks
     irregularity: float | None
     crops: np.ndarray  # (crops, size, size, 3) uint8 RGB
@@ -61,17 +63,23 @@ def probe_video(path: str) -> VideoInfo:
 
 
 def analyze_span(
-    path: str, info: VideoInfo, t_start: float, t_end: float, settings: Analysis, decoder: str
+    path: str,
+    info: VideoInfo,
+    t_start: float,
+    t_end: float,
+    settings: Analysis,
+    decoder: str,
+    tell: Callable[[float], object] | None = None,
 ) -> SpanSignals:
     """Analyse the span [t_start, t_end) of a video file.
 
     decoder: "decord", with PyAV taking over where decord gives up, or "pyav" alone. Deterministic: the
-    same file and settings give the same signals.
+    same file and settings give the same signals. tell: called with the share of the span that is done, 0 to 1.
     """
     if decoder == "decord":
         with contextlib.suppress(DecordGaveUp):
-            return _analyze(path, info, t_start, t_end, settings, "decord")
-    return _analyze(path, info, t_start, t_end, settings, "pyav")
+            return _analyze(path, info, t_start, t_end, settings, "decord", tell)
+    return _analyze(path, info, t_start, t_end, settings, "pyav", tell)
 
 
 @functools.cache
@@ -79,13 +87,16 @@ def _tracker() -> FaceTracker:
     return FaceTracker()
 
 
-def _analyze(path, info, t_start, t_end, settings, decoder) -> SpanSignals:
+def _analyze(path, info, t_start, t_end, settings, decoder, tell) -> SpanSignals:
     tracker = _tracker()
     tracker.finish()  # a span that broke off may have left its faces behind
     reading = Reading()
     crops: dict[int, list[tuple[float, np.ndarray]]] = {}
     last_slot = None
+    length = max(1e-3, min(t_end, info.duration_s) - t_start)
     for t, rgb in read_frames(Path(path), info, t_start, t_end, settings.fps, decoder, reading):
+        if tell is not None:
+            tell(min(1.0, (t - t_start) / length))
         seen = tracker.update(t, rgb)
         slot = grid_slot(t, settings.clip_fps)
         if slot != last_slot:
@@ -128,6 +139,7 @@ def measure(track: Track, crops: list[tuple[float, np.ndarray]], size: tuple[int
         eyes=np.stack([left, right], axis=1),
         pose=pose,
         motion=motion.speed,
+        region_motion=motion.regions,
         blinks=blink.analyze_blinks(t, ear),
         irregularity=motion.irregularity,
         crops=np.stack([c for _, c in crops]) if crops else np.zeros((0, crop_size, crop_size, 3), np.uint8),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -21,6 +21,10 @@ MAX_REORDER = 16  # pictures: H.264's limit, level 5.1 and below
 ENCODER = {"crf": "18", "preset": "veryfast"}  # hardly any loss: what is judged must look as it did
 AAC_RATES = frozenset({96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350})
 READ_ON_S = 5.0  # sound and picture of one moment may lie so far apart in a file
+#: Sound that MP4 carries and players of MP4 play: its packets may stay as they are.
+MP4_SOUND = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus"})
+
+Paint = Callable[[av.VideoFrame, float], av.VideoFrame]  # an upright yuv420p picture and its time, in seconds
 
 
 class Source(NamedTuple):
@@ -43,48 +47,70 @@ def packets(source: Source, streams: Iterable[Any]) -> Iterator[av.Packet]:
             continue
 
 
-def encode(source: Source, info: VideoInfo, target: str, t_start: float, t_end: float) -> tuple[float, float]:
+def encode(
+    source: Source,
+    info: VideoInfo,
+    target: str,
+    t_start: float,
+    t_end: float,
+    *,
+    zero: float | None = None,
+    paint: Paint | None = None,
+    kept_sound: Set[str] = frozenset(),
+) -> tuple[float, float]:
     """Encode a stretch of a video in H.264 and AAC, and write it to `target` (MP4).
 
     source: read from here on, a keyframe before t_start at the latest. Upright, square pixels, times kept; what can't
-    be decoded is passed over. Returns (start, end) of what the file holds, in seconds of the video.
-    Raises DecodeError or FFmpegError.
+    be decoded is passed over. zero: the second of the video that the file begins at, by default its first picture's.
+    paint: what is done to each picture. kept_sound: codecs of sound that is copied, see MP4_SOUND.
+    Returns (start, end) of what the file holds, in seconds of the video. Raises DecodeError or FFmpegError; where
+    sound is copied that doesn't fit together, ValueError too.
     """
     with av.open(target, "w", format="mp4", options={"movflags": "+faststart"}) as out:
-        tracks = {s.index: _Sound(out, s) for s in source.audio if s.codec_context is not None}
-        picture = _Picture(out, info, t_start)
+        tracks: dict[int, _Sound | _SameSound] = {
+            s.index: _SameSound(out, s) if s.codec_context.name in kept_sound else _Sound(out, s)
+            for s in source.audio
+            if s.codec_context is not None
+        }
+        picture = _Picture(out, info, t_start, zero, paint)
         errors = 0
         for packet in packets(source, [source.video, *(s for s in source.audio if s.index in tracks)]):
             track = tracks.get(packet.stream.index, picture)
             try:
-                frames = packet.decode()
+                frames = [packet] if isinstance(track, _SameSound) else packet.decode()
             except (FFmpegError, OSError):
                 errors += 1
                 if errors > MAX_DECODE_ERRORS:
                     break
                 continue
             for frame in frames:
-                if frame.time is not None:
-                    track.take(frame, frame.time - float(source.origin), t_end)
+                at = _seconds(frame)
+                if at is not None:
+                    track.take(frame, at - float(source.origin), t_end)
             if picture.zero is not None:
                 for sound in tracks.values():
                     sound.write(picture.zero)
             if picture.latest > t_end + READ_ON_S or all(t.latest >= t_end for t in (picture, *tracks.values())):
                 break
         picture.flush(t_end)
-        if picture.zero is None:
+        if picture.zero is None or not picture.begun:
             raise DecodeError(f"no picture from {t_start:.2f} to {t_end:.2f} s could be decoded")
         for sound in tracks.values():
             sound.finish(picture.zero)
         return picture.zero, picture.finish(t_end)
 
 
+def _seconds(item: av.Packet | av.VideoFrame | av.AudioFrame) -> float | None:
+    """When a packet or a frame is shown, on the container's clock."""
+    return None if item.pts is None or item.time_base is None else float(item.pts * item.time_base)
+
+
 class _Picture:
     """The video track of a stretch that is encoded: begins with the picture that is on screen at t_start."""
 
-    def __init__(self, out: Any, info: VideoInfo, t_start: float) -> None:
-        self.out, self.t_start = out, t_start
-        self.zero: float | None = None  # seconds of the video at which the file begins
+    def __init__(self, out: Any, info: VideoInfo, t_start: float, zero: float | None, paint: Paint | None) -> None:
+        self.out, self.t_start, self.paint = out, t_start, paint
+        self.zero = zero  # seconds of the video at which the file begins
         self.latest = -math.inf
         self._interval = 1 / info.fps if info.fps else 0.04
         # Where times are guessed, those of neighbours are mixed up: pictures come in order, so times are put in order.
@@ -99,6 +125,11 @@ class _Picture:
         self._stream.width, self._stream.height = _even(info.width), _even(info.height)
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = TICKS
+
+    @property
+    def begun(self) -> bool:
+        """Whether a picture was written."""
+        return self._last >= 0
 
     def take(self, frame: Any, t: float, t_end: float) -> None:
         self.latest = max(self.latest, t)
@@ -125,6 +156,8 @@ class _Picture:
         ticks = round((t - self.zero) / TICKS)
         if ticks > self._last:
             upright = self._turn(frame)
+            if self.paint is not None:
+                upright = self.paint(upright, t)
             upright.pts, upright.time_base, self._last = ticks, TICKS, ticks
             self.out.mux(self._stream.encode(upright))
 
@@ -193,6 +226,37 @@ class _Sound:
         self.write(zero)
         if self._next:  # an encoder that never saw a frame can't be flushed
             self.out.mux(self._stream.encode())
+
+
+class _SameSound:
+    """One audio track whose packets are kept as they are."""
+
+    def __init__(self, out: Any, template: Any) -> None:
+        self.out = out
+        self.latest = -math.inf
+        self._stream = out.add_stream_from_template(template, opaque=True)
+        self._waiting: list[tuple[float, Any]] = []
+        self._shift: int | None = None  # ticks from the source's clock to the file's
+
+    def take(self, packet: Any, t: float, t_end: float) -> None:
+        self.latest = max(self.latest, t)
+        if t < t_end:
+            self._waiting.append((t, packet))
+
+    def write(self, zero: float) -> None:
+        """Pass on the packets of the file, which begins at `zero` seconds of the video."""
+        for t, packet in self._waiting:
+            if self._shift is None:
+                self._shift = packet.pts - round((t - zero) / packet.time_base)
+            packet.pts -= self._shift
+            packet.dts = packet.pts if packet.dts is None else packet.dts - self._shift
+            if packet.pts >= 0:
+                packet.stream = self._stream
+                self.out.mux(packet)
+        self._waiting.clear()
+
+    def finish(self, zero: float) -> None:
+        self.write(zero)
 
 
 def _even(side: int) -> int:

@@ -56,7 +56,7 @@ def cut(path: str, target: str, t_start: float, t_end: float, reencode: bool = F
             return _copy(path, target, key, seek_to, t_start, t_end)
         except CannotCopy as why:
             info = probe(Path(path))
-            with _open(path, seek_to) as source:
+            with open_source(path, seek_to) as source:
                 begin, end = encode(source, info, target, t_start, t_end)
             return Cut(".mp4", "reencode", str(why), begin, end)
     except FFmpegError as error:  # many are OSErrors, too; none of them survives the way to another process
@@ -69,7 +69,8 @@ def cut(path: str, target: str, t_start: float, t_end: float, reencode: bool = F
 
 
 @contextmanager
-def _open(path: str, seek_to: float | None = None) -> Iterator[Source]:
+def open_source(path: str, seek_to: float | None = None) -> Iterator[Source]:
+    """A video to read packets of, from a keyframe at or before seek_to (seconds) on. Raises DecodeError."""
     try:
         container = av.open(path, options=SAFELY, metadata_errors="replace")
     except (FFmpegError, OSError, ValueError) as error:
@@ -100,7 +101,7 @@ def _find_keyframe(path: str, t_start: float) -> tuple[Fraction | None, float | 
     for backoff in (*SEEK_BACKOFF_S, math.inf):
         seek_to = t_start - backoff if t_start > backoff else None
         key = first = None
-        with _open(path, seek_to) as source:
+        with open_source(path, seek_to) as source:
             for packet in packets(source, [source.video]):
                 t = _seconds(packet.pts, packet, source)
                 if packet.size and t is None:
@@ -142,7 +143,7 @@ def _copy(path: str, target: str, key: Fraction | None, seek_to: float | None, t
 
 def _lacks_times(path: str) -> bool:
     """Whether pictures are reordered by times that FFmpeg guesses: AVI stores none."""
-    with _open(path) as source:
+    with open_source(path) as source:
         context = source.video.codec_context
         return source.container.format.name == "avi" and (context is None or context.has_b_frames)
 
@@ -150,7 +151,7 @@ def _lacks_times(path: str) -> bool:
 def _copy_packets(path: str, target: str, name: str, key: Fraction, seek_to: float | None, t_end: float) -> float:
     """Write the packets from the keyframe at `key` on; where the picture ends, in seconds of the video."""
     options = {"movflags": "+faststart"} if name == "mp4" else {}
-    with _open(path, seek_to) as source, av.open(target, "w", format=name, options=options) as out:
+    with open_source(path, seek_to) as source, av.open(target, "w", format=name, options=options) as out:
         # opaque: the codec is the stream's own, not an encoder of the decoder's name (there is no libdav1d to write).
         streams = {s.index: out.add_stream_from_template(s, opaque=True) for s in (source.video, *source.audio)}
         pictures = _Pictures(key, t_end)

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class Guard:
         """
         future = self._pool.schedule(function, args=args, timeout=deadline_s)
         try:
-            return future.result()
+            return self._wait(future)
         except FutureTimeoutError:
             raise GuardFailure(Status.TIMEOUT, f"no answer within {deadline_s:.0f} s; the process was killed") from None
         except MemoryError:
@@ -73,6 +74,9 @@ class Guard:
             if death.exitcode == EXIT_OVER_MEMORY:
                 raise GuardFailure(Status.TOO_LARGE, self._over_memory()) from None
             raise GuardFailure(Status.CRASHED, f"the process died ({_cause(death.exitcode)})") from None
+
+    def _wait(self, future: Future) -> Any:
+        return future.result()
 
     def warm_up(self) -> None:
         """Start the child now, in the background, instead of with the first task."""

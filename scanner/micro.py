@@ -42,6 +42,7 @@ class Motion:
     """Facial motion of one track. `irregularity` and `parts` are None and empty when too little was seen."""
 
     speed: np.ndarray  # (frames,) float32: mean over regions, eye distances a second, NaN at gaps
+    regions: np.ndarray  # (frames, len(REGIONS)) float32: the same of each region alone
     irregularity: float | None  # 0 smooth and coordinated .. 1 erratic; genuine footage centres on 0.5
     parts: dict[str, float]  # the measurements behind it, as in NORMAL
 
@@ -87,17 +88,18 @@ def analyze_motion(t: np.ndarray, landmarks: np.ndarray) -> Motion:
     - decoupling: 1 - mean correlation between the regions' speeds: a mouth that the cheeks don't follow.
     """
     if len(t) < 2:
-        return Motion(np.full(len(t), np.nan, np.float32), None, {})
+        unknown = np.full((len(t), len(REGIONS)), np.nan, np.float32)
+        return Motion(unknown[:, 0], unknown, None, {})
     steady = remove_head_motion(landmarks)
-    speed = _mean_speed(t, steady)
+    speed, regions = _mean_speeds(t, steady)
     grids = [_on_grid(t[piece], steady[piece]) for piece in _pieces(t)]
     grids = [grid for grid in grids if len(grid) >= MIN_SECONDS * GRID_FPS]
     if not grids:
-        return Motion(speed, None, {})
+        return Motion(speed, regions, None, {})
     weights = np.array([len(grid) for grid in grids], dtype=float)
     measured = [_measure(grid) for grid in grids]
     parts = {name: float(np.average([m[name] for m in measured], weights=weights)) for name in NORMAL}
-    return Motion(speed, _irregularity(parts), parts)
+    return Motion(speed, regions, _irregularity(parts), parts)
 
 
 def _irregularity(parts: dict[str, float]) -> float:
@@ -105,12 +107,17 @@ def _irregularity(parts: dict[str, float]) -> float:
     return float(np.mean(1 / (1 + np.exp(-np.clip(scaled, -30, 30)))))
 
 
-def _mean_speed(t: np.ndarray, steady: np.ndarray) -> np.ndarray:
-    points = [i for sides in REGIONS.values() for side in sides for i in side]
+def _mean_speeds(t: np.ndarray, steady: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Speed of all points, (frames,) float32, and of the points of each region, (frames, regions) float32."""
+    regions = [[*right, *left] for right, left in REGIONS.values()]
     steps = np.diff(t)
-    moved = np.linalg.norm(np.diff(steady[:, points], axis=0), axis=2).mean(axis=1)
-    speed = np.where(steps <= MAX_GAP_S, moved / np.maximum(steps, 1e-6), np.nan)
-    return np.r_[np.nan, speed].astype(np.float32)
+    points = [point for region in regions for point in region]
+    moved = np.linalg.norm(np.diff(steady[:, points], axis=0), axis=2)
+    bounds = np.cumsum([0, *map(len, regions)])
+    means = np.stack([moved.mean(axis=1)] + [moved[:, a:b].mean(axis=1) for a, b in itertools.pairwise(bounds)], axis=1)
+    speeds = np.where(steps[:, None] <= MAX_GAP_S, means / np.maximum(steps, 1e-6)[:, None], np.nan)
+    known = np.concatenate([np.full((1, speeds.shape[1]), np.nan), speeds]).astype(np.float32)
+    return known[:, 0], known[:, 1:]
 
 
 def _pieces(t: np.ndarray) -> list[slice]:

@@ -6,31 +6,36 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 
-# Read when Ray Data is loaded: bound how far a stage runs ahead always, not only when memory gets short.
-os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
-import ray
-import ray.data
-
-from cluster.plan import Plan
 from models.spec import ModelError, ModelSpec
 from scanner.analysis import Analysis, analyze_span, probe_video
 from scanner.clips import ClipRef, ClipScores, Thumbnail, clips_of, jpeg, pad
+from scanner.config import ScanConfig
 from scanner.decode import DecodeError
 from scanner.guard import Guard, GuardFailure
+from scanner.metrics import observe, timed
 from scanner.records import RunFacts, Span, span_row
 from scanner.results import Status, write_part
 from scanner.scratch import FetchError, Scratch
 from scanner.sources import Video
 
+if TYPE_CHECKING:  # the stages work without Ray, too: one video is inspected in a process of its own
+    import ray.data
+
+    from cluster.plan import Plan
+
+# Read when Ray Data is loaded: bound how far a stage runs ahead always, not only when memory gets short.
+os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
+
 VIDEOS_PER_BLOCK = 200  # in Ray's object store before probing: a million videos are 5,000 references
+ANALYSIS_MODULES = ("scanner.analysis", "mediapipe")  # what a child that analyses should find imported
 PROBE_DEADLINE_S = 120.0  # reading a header takes milliseconds; a recording without one is read whole
 
 
@@ -50,6 +55,24 @@ class Work:
     thumbnails: int  # per span
     scratch: Scratch
 
+    @classmethod
+    def of(cls, config: ScanConfig, run: RunFacts, scratch: Scratch) -> Work:
+        """The work that a user's settings ask for."""
+        spec = run.spec
+        return cls(
+            results=config.out,
+            run=run,
+            analysis=Analysis(config.fps, min(spec.clip_fps, config.fps), spec.input_size, spec.crop_margin),
+            clip_frames=config.clip_frames or spec.clip_frames,
+            span_seconds=config.span_seconds,
+            span_timeout=config.span_timeout,
+            memory_limit=config.memory_limit,
+            max_video_size=config.max_video_size,
+            max_video_seconds=config.max_video_seconds,
+            thumbnails=config.thumbnails,
+            scratch=scratch,
+        )
+
 
 @dataclass(frozen=True)
 class Todo:
@@ -65,6 +88,8 @@ def dataset(todo: list[Any], work: Work, plan: Plan) -> ray.data.Dataset:
     todo: references to blocks as `todo_block` makes them. Every video comes out as at least one row:
     stages turn whatever goes wrong with it into a status.
     """
+    import ray.data
+
     videos = ray.data.from_arrow_refs(todo)
     spans = videos.flat_map(SplitIntoSpans, fn_constructor_args=(work,), **plan.split)
     # Ray's types know classes in map_batches only.
@@ -96,13 +121,14 @@ def _unpack(row: dict[str, Any]) -> Any:
 class SplitIntoSpans:
     """Video → spans: fetch it, read its header, cut it into pieces; leave out what is done."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, guard: Guard | None = None) -> None:
         self.work = work
-        self.guard = Guard(preload=("scanner.decode",), memory_limit=work.memory_limit)
+        self.guard = guard or Guard(preload=("scanner.decode",), memory_limit=work.memory_limit)
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         todo: Todo = _unpack(row)
-        spans = self.split(todo.video)
+        with timed("split"):
+            spans = self.split(todo.video)
         if spans[0].status is Status.OK:  # a video that can't be opened any more says so, whatever was done of it
             spans = [span for span in spans if span.index not in todo.done]
         return [_pack(replace(span, siblings=len(spans) - 1)) for span in spans]
@@ -138,17 +164,20 @@ class SplitIntoSpans:
 class Analyze:
     """Span → faces, signals and crops, by a child process that may be killed at any time."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, guard: Guard | None = None, tell: Callable[[float], object] | None = None) -> None:
+        """tell: called in the child with the share of a span that is analysed, as that grows; picklable."""
         self.work = work
-        self.guard = Guard(preload=("scanner.analysis", "mediapipe"), memory_limit=work.memory_limit)
+        self.guard = guard or Guard(preload=ANALYSIS_MODULES, memory_limit=work.memory_limit)
         self.guard.warm_up()
+        self.tell = tell
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         span: Span = _unpack(row)
         if span.status is not Status.OK:
             return _pack(span)
         began = time.perf_counter()
-        span = self.analyze(span)
+        with timed("analyze"):
+            span = self.analyze(span)
         return _pack(replace(span, worker_s=span.worker_s + time.perf_counter() - began))
 
     def analyze(self, span: Span) -> Span:
@@ -169,12 +198,12 @@ class Analyze:
         limit = self.work.span_timeout
         arguments = (str(path), span.info, span.t_start, span.t_end, self.work.analysis)
         try:
-            return self.guard.run(analyze_span, *arguments, "decord", deadline_s=limit)
+            return self.guard.run(analyze_span, *arguments, "decord", self.tell, deadline_s=limit)
         except GuardFailure as failure:
             if failure.status is Status.TOO_LARGE:
                 raise
             # decord spins or crashes on files that PyAV reads. If PyAV fails as well, its failure counts.
-            return self.guard.run(analyze_span, *arguments, "pyav", deadline_s=limit)
+            return self.guard.run(analyze_span, *arguments, "pyav", self.tell, deadline_s=limit)
 
     def _status(self, signals) -> Status:
         if not signals.faces:
@@ -197,7 +226,8 @@ class Score:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         spans = [pickle.loads(item) for item in batch["item"]]
         began = time.perf_counter()
-        spans = self.score(spans)
+        with timed("score"):
+            spans = self.score(spans)
         each = (time.perf_counter() - began) / len(spans)
         return _pack_batch(replace(span, worker_s=span.worker_s + each) for span in spans)
 
@@ -212,6 +242,7 @@ class Score:
         try:
             padded, lengths = pad(pictures, self.work.clip_frames)
             probabilities, frames, pooled = self.scorer.score_and_pool(padded, lengths)
+            self._observe_fill(int(np.sum(lengths)))
         except (ModelError, RuntimeError, MemoryError) as error:  # RuntimeError: torch, out of memory too
             if len(spans) == 1:
                 return [spans[0].failed(Status.MODEL_ERROR, _unforeseen(error))]
@@ -227,6 +258,13 @@ class Score:
                 span = replace(span, scores=replace(scores, thumbnails=kept))
             scored.append(_without_crops(span))
         return scored
+
+    def _observe_fill(self, frames: int) -> None:
+        from models.scorer import FRAMES_PER_PASS
+
+        device = self.scorer.device.type
+        room = math.ceil(frames / FRAMES_PER_PASS[device]) * FRAMES_PER_PASS[device]
+        observe("deepsweep_pass_fill_ratio", frames / room, device=device)
 
     def _thumbnails(self, scores: ClipScores, padded, lengths, pooled) -> list[Thumbnail]:
         """Pictures of the most suspicious clips; from an untrained model the first ones, without heatmaps."""
@@ -255,7 +293,8 @@ class Sink:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
         spans: list[Span] = [pickle.loads(item) for item in batch["item"]]
         rows = [span_row(span, self.work.run) for span in spans]
-        write_part(self.work.results, self.work.run.run_id, rows)
+        with timed("write"):
+            write_part(self.work.results, self.work.run.run_id, rows)
         return {
             "uri": [row["uri"] for row in rows],
             "remaining": [span.siblings for span in spans],

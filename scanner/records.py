@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from models.spec import ModelSpec
+from models.registry import load_spec
+from models.spec import ModelError, ModelSpec
 from scanner.analysis import FaceSignals, SpanSignals
 from scanner.clips import ClipScores
+from scanner.config import ScanConfig
 from scanner.decode import VideoInfo
+from scanner.errors import UserError
 from scanner.fusion import fuse, top_mean, verdict
-from scanner.results import SCHEMA_VERSION, SIGNAL, SPAN, Status
+from scanner.results import SCHEMA_VERSION, SIGNAL, SPAN, Status, new_run_id
 
 SIGNAL_NAMES = [SIGNAL.field(i).name for i in range(SIGNAL.num_fields)]
 
@@ -50,6 +53,20 @@ class RunFacts:
     spec: ModelSpec
     settings_digest: str
     threshold: float  # from here on a clip is flagged and a verdict is `fake`
+
+    @classmethod
+    def of(cls, config: ScanConfig) -> RunFacts:
+        """The facts of a new run with a user's settings. Raises UserError for a model that can't be used."""
+        try:
+            spec = load_spec(config.model)
+        except ModelError as error:
+            raise UserError(str(error)) from None
+        return cls(
+            run_id=new_run_id(),
+            spec=spec,
+            settings_digest=config.digest(config.clip_frames or spec.clip_frames),
+            threshold=spec.thresholds["fake"] if config.threshold is None else config.threshold,
+        )
 
 
 def span_row(span: Span, run: RunFacts) -> dict[str, Any]:

@@ -224,7 +224,7 @@ class Scratch:
 
 def sweep(base: Path) -> None:
     """Remove the runs' folders below base that no living process has open; touches nothing else in base."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for entry in list(os.scandir(base)):
             if entry.is_dir(follow_symlinks=False):
                 _remove_if_dead(Path(entry.path))
