@@ -6,17 +6,19 @@ import json
 import re
 import tempfile
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import duckdb
 import pyarrow as pa
 
+from queries.reviews import REVIEW
 from queries.text import one_sentence
-from scanner.errors import UserError
-from scanner.results import SPAN
+from scanner.errors import EXIT_PREFLIGHT, UserError
+from scanner.results import SPAN, generation
 from scanner.storage import (
     LIST,
     READ,
@@ -32,8 +34,11 @@ from scanner.storage import (
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
+T = TypeVar("T")
+
 #: Only these names count: what a crash or a foreign tool left beside them is ignored.
 PART = re.compile(r"/spans/run_id=[^/]+/part-[^/]*\.parquet$")
+REVIEW_PART = re.compile(r"/reviews/part-[^/]*\.parquet$")
 RUN = re.compile(r"/runs/[^/]+\.json$")
 
 #: Where a row is, as read_parquet names it. views.sql tells repeated rows apart by it.
@@ -45,9 +50,19 @@ _KEYS = [
     *("span_index", "span_count", "status", "error"),
 ]
 
+ATTEMPTS = 5  # at reading RESULTS from which `compact` removes files: one would do
+
+
+class Files(NamedTuple):
+    """Paths or URIs of the parts with spans, of the run records, and of the parts with reviews, each sorted."""
+
+    parts: list[str]
+    runs: list[str]
+    reviews: list[str]
+
 
 def open_catalog(results: str, *, unsafe: bool = False) -> duckdb.DuckDBPyConnection:
-    """A connection with the views videos, clips, frames, faces, signals, thumbnails, failures, runs and spans.
+    """A connection with the views videos, clips, frames, faces, signals, thumbnails, failures, runs, spans, reviews.
 
     results: a folder or `s3://bucket/prefix`. The views are of this moment: what a running scan adds later
     shows when the catalog is opened again. The connection is locked: SQL on it reads these files only, writes
@@ -56,7 +71,33 @@ def open_catalog(results: str, *, unsafe: bool = False) -> duckdb.DuckDBPyConnec
 
     Raises UserError when there are no results, or a file of theirs is damaged.
     """
-    parts, runs = _list(results)
+    for _ in range(ATTEMPTS):
+        files = list_files(results)
+        try:
+            return _open(results, files, unsafe)
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            if not _compacted_since(results, files):
+                raise UserError(_damage(results, files, error)) from None
+    raise UserError(_busy(results), EXIT_PREFLIGHT)
+
+
+def ask_catalog(results: str, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+    """What question(connection) returns; it is asked again where `compact` removed files from under it.
+
+    Raises UserError as open_catalog does, and whatever else question raises.
+    """
+    for _ in range(ATTEMPTS):
+        before = generation(results)
+        with open_catalog(results) as connection:
+            try:
+                return question(connection)
+            except (duckdb.Error, pa.ArrowException, OSError):
+                if generation(results) == before:
+                    raise
+    raise UserError(_busy(results), EXIT_PREFLIGHT)
+
+
+def _open(results: str, files: Files, unsafe: bool) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(
         config={
             "autoinstall_known_extensions": "false",
@@ -68,15 +109,13 @@ def open_catalog(results: str, *, unsafe: bool = False) -> duckdb.DuckDBPyConnec
     try:
         connection.execute("SET python_enable_replacements = false")  # a table is not a variable of this process
         connection.execute("CREATE SCHEMA internal; SET schema = 'internal'")
-        _open_parts(connection, results, parts).create_view("parts")
-        connection.from_arrow(_read_runs(runs)).create("run_files")
+        _open_parts(connection, results, files.parts).create_view("parts")
+        _open_reviews(connection, results, files.reviews).create_view("review_parts")
+        connection.from_arrow(_read_runs(files.runs)).create("run_files")
         connection.execute("SET schema = 'main'; SET TimeZone = 'UTC'")
         connection.execute(views_sql())
         if not unsafe:
-            _lock(connection, [] if is_s3(results) else parts)
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
-        connection.close()
-        raise UserError(_damage(results, parts, error)) from None
+            _lock(connection, [] if is_s3(results) else [*files.parts, *files.reviews])
     except BaseException:
         connection.close()
         raise
@@ -84,22 +123,67 @@ def open_catalog(results: str, *, unsafe: bool = False) -> duckdb.DuckDBPyConnec
 
 
 def views_sql() -> str:
-    """The statements that make the views out of internal.parts and internal.run_files."""
+    """The statements that make the views out of internal.parts, internal.run_files and internal.review_parts."""
     return (resources.files("queries") / "sql" / "views.sql").read_text("utf-8")
 
 
-def _list(results: str) -> tuple[list[str], list[str]]:
-    """Paths or URIs of the Parquet parts and of the run records, sorted."""
+def list_files(results: str) -> Files:
+    """All files of RESULTS that count, so that every row is in one of them, whatever `compact` does meanwhile.
+
+    Raises UserError when there are none, or they can't be listed.
+    """
     if not is_s3(results) and not local_path(results).is_dir():
         raise UserError(f"There are no results at {results}. Name the folder that `deepsweep scan --out` wrote.")
+    for _ in range(ATTEMPTS):
+        before = _generation(results)
+        files = _list(results)
+        if _generation(results) == before:
+            return files
+    raise UserError(_busy(results), EXIT_PREFLIGHT)
+
+
+def list_runs(results: str) -> list[str]:
+    """The run records only, without listing everything else. Raises UserError as list_files does."""
+    try:
+        runs = [run for run in list_results(results, "runs/", ".json") if RUN.search(run)]
+    except S3_ERRORS as error:
+        raise UserError(s3_problem(error, results, LIST)) from None
+    return runs or list_files(results).runs  # says what is wrong where these are no results
+
+
+def _list(results: str) -> Files:
     try:
         spans = list_results(results, "spans/", ".parquet")
         runs = list_results(results, "runs/", ".json")
+        reviews = list_results(results, "reviews/", ".parquet")
     except S3_ERRORS as error:
         raise UserError(s3_problem(error, results, LIST)) from None
     if not spans and not runs:
         raise UserError(f"{results} holds no results of deepsweep. Name what `deepsweep scan --out` wrote to.")
-    return [p for p in spans if PART.search(p)], [r for r in runs if RUN.search(r)]
+    return Files(
+        [part for part in spans if PART.search(part)],
+        [run for run in runs if RUN.search(run)],
+        [part for part in reviews if REVIEW_PART.search(part)],
+    )
+
+
+def _generation(results: str) -> bytes:
+    try:
+        return generation(results)
+    except S3_ERRORS as error:
+        raise UserError(s3_problem(error, results, READ)) from None
+    except OSError as error:
+        raise UserError(f"{results} could not be read: {error.strerror}.") from None
+
+
+def _compacted_since(results: str, files: Files) -> bool:
+    """Whether a file that was listed is gone."""
+    now = list_files(results)
+    return not (set(files.parts) <= set(now.parts) and set(files.reviews) <= set(now.reviews))
+
+
+def _busy(results: str) -> str:
+    return f"{results} is being compacted again and again: ask once more in a minute."
 
 
 def _open_parts(connection: duckdb.DuckDBPyConnection, results: str, parts: list[str]) -> duckdb.DuckDBPyRelation:
@@ -115,6 +199,19 @@ def _open_parts(connection: duckdb.DuckDBPyConnection, results: str, parts: list
         filename=True,
         file_row_number=True,
     )
+
+
+def _open_reviews(connection: duckdb.DuckDBPyConnection, results: str, parts: list[str]) -> duckdb.DuckDBPyRelation:
+    """Every row of the parts with reviews: columns of REVIEW."""
+    if not parts:
+        return connection.from_arrow(REVIEW.empty_table())
+    if is_s3(results):
+        import pyarrow.dataset as ds
+
+        filesystem, _ = arrow_filesystem(results)
+        paths = [part.removeprefix("s3://") for part in parts]
+        return connection.from_arrow(ds.dataset(paths, REVIEW, format="parquet", filesystem=filesystem))
+    return connection.read_parquet(_absolute(parts), union_by_name=True, hive_partitioning=False)
 
 
 def _s3_dataset(results: str, parts: list[str]) -> Dataset:
@@ -141,9 +238,14 @@ def _s3_dataset(results: str, parts: list[str]) -> Dataset:
 
 def _read_runs(runs: list[str]) -> pa.Table:
     """(filename, document) of each run record, document being its JSON text."""
+    documents = pa.array(read_documents(runs), pa.string())
+    return pa.table({"filename": pa.array(runs, pa.string()), "document": documents})
+
+
+def read_documents(runs: list[str]) -> list[str]:
+    """The JSON text, an object's, of each run record. Raises UserError for one that is damaged."""
     with ThreadPoolExecutor(max_workers=16) as pool:  # on S3 each is a round trip
-        documents = list(pool.map(_read_run, runs))
-    return pa.table({"filename": pa.array(runs, pa.string()), "document": pa.array(documents, pa.string())})
+        return list(pool.map(_read_run, runs))
 
 
 def _read_run(run: str) -> str:
@@ -154,8 +256,12 @@ def _read_run(run: str) -> str:
     except S3_ERRORS as error:  # ValueError too: json's and unicode's are of that kind
         if is_s3(run) and not isinstance(error, ValueError):
             raise UserError(s3_problem(error, run, READ)) from None
-        raise UserError(f"{run} is not a run record of deepsweep. Move it away: no span is lost by that.") from None
+        raise foreign_record(run) from None
     return text
+
+
+def foreign_record(run: str) -> UserError:
+    return UserError(f"{run} is not a run record of deepsweep. Move it away: no span is lost by that.")
 
 
 def _lock(connection: duckdb.DuckDBPyConnection, files: list[str]) -> None:
@@ -169,22 +275,21 @@ def _absolute(files: list[str]) -> list[str]:
     return [str(Path(file).absolute()) for file in files]
 
 
-def _damage(results: str, parts: list[str], error: Exception) -> str:
+def _damage(results: str, files: Files, error: Exception) -> str:
     """What is wrong with RESULTS, naming the file if one is cut short or overwritten."""
     import pyarrow.parquet as pq
 
     filesystem, _ = arrow_filesystem(results)
-    for part in parts:
+    repeat = " and repeat the scan: it does again the videos that are missing, and only those"
+    for part in [*files.parts, *files.reviews]:
+        columns, fix = (REVIEW.names, "") if part in files.reviews else (_KEYS, repeat)
         path = part.removeprefix("s3://")
         try:
             with pq.ParquetFile(path, filesystem=filesystem) as file:
-                missing = set(_KEYS) - set(file.schema_arrow.names)
+                missing = set(columns) - set(file.schema_arrow.names)
                 if missing:
                     return f"{part} was not written by deepsweep: it has no {min(missing)}. Move it out of {results}."
-                file.read(_KEYS)
+                file.read(columns)
         except (pa.ArrowException, OSError):
-            return (
-                f"{part} is damaged or cut short. Move it out of {results} and repeat the scan: "
-                "it does again the videos that are missing, and only those."
-            )
+            return f"{part} is damaged or cut short. Move it out of {results}{fix}."
     return f"{results} could not be read: {one_sentence(error)}"

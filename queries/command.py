@@ -60,8 +60,8 @@ def query(
 ) -> None:
     """Ask the results of a scan: by the NAME of a prepared query, or in SQL.
 
-    SQL is DuckDB's, over the views videos, clips, frames, faces, signals, thumbnails, failures, runs and
-    spans. It can only read.
+    SQL is DuckDB's, over the views videos, clips, frames, faces, signals, thumbnails, failures, runs, spans
+    and reviews. It can only read.
 
     \b
     The most suspicious videos:

@@ -25,6 +25,7 @@ STORAGE_VERSION = "v1.3.0"
 
 #: The columns of a part, the moment of scanning as UTC without a zone: sessions elsewhere have other time zones.
 _COLUMNS = "* REPLACE (make_timestamp(epoch_us(scanned_at)) AS scanned_at)"
+_REVIEW_COLUMNS = "* REPLACE (make_timestamp(epoch_us(reviewed_at)) AS reviewed_at)"
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ def catalog(results: str, out: str, copy: bool, force: bool) -> None:
     """Write a DuckDB file with the views of RESULTS, for DBeaver, Harlequin, Superset or pandas.
 
     For RESULTS in a folder, OUT holds views of the Parquet files under their absolute path: it stays small, and
-    shows what later scans add. For RESULTS on S3, which DuckDB reads only with an extension that it downloads,
-    the rows of this moment are copied into OUT, pictures included; so does --copy. OUT needs DuckDB 1.3 or later.
+    shows what later scans add, and later reviews, if there were reviews already. For RESULTS on S3, which DuckDB
+    reads only with an extension that it downloads, the rows of this moment are copied into OUT, pictures included;
+    so does --copy. OUT needs DuckDB 1.3 or later.
 
     \b
     Views that stay up to date:
@@ -97,7 +99,14 @@ def _copy(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("SET preserve_insertion_order = false")
     connection.execute(f"CREATE TABLE exported.internal.parts AS SELECT {_COLUMNS} FROM memory.internal.parts")
     connection.execute("CREATE TABLE exported.internal.run_files AS FROM memory.internal.run_files")
+    _copy_reviews(connection)
     connection.execute(f"USE exported; {_views_sql()}")
+
+
+def _copy_reviews(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute(
+        f"CREATE TABLE exported.internal.review_parts AS SELECT {_REVIEW_COLUMNS} FROM memory.internal.review_parts"
+    )
 
 
 def _link(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
@@ -118,6 +127,14 @@ def _link(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
     connection.execute(
         f"CREATE VIEW exported.internal.run_files AS SELECT filename, content AS document FROM read_text({runs})"
     )
+    if _first(connection, "SELECT count(*) FROM memory.internal.review_parts"):
+        reviews = _quoted(f"{glob_of(folder)}/reviews/part-*.parquet")
+        connection.execute(
+            f"CREATE VIEW exported.internal.review_parts AS SELECT {_REVIEW_COLUMNS} "
+            f"FROM read_parquet({reviews}, union_by_name = true, hive_partitioning = false)"
+        )
+    else:  # an empty table: DuckDB reads no pattern that matches nothing
+        _copy_reviews(connection)
     connection.execute(f"USE exported; {_views_sql().replace('CREATE TABLE internal.', 'CREATE VIEW internal.')}")
 
 

@@ -25,7 +25,7 @@ Value: TypeAlias = "int | float | str | None"
 #: Rows handed on at a time. Small, because rows of `thumbnails` carry two pictures.
 BATCH_ROWS = 4096
 
-VIEWS = ("videos", "clips", "frames", "faces", "signals", "thumbnails", "failures", "runs", "spans")
+VIEWS = ("videos", "clips", "frames", "faces", "signals", "thumbnails", "failures", "runs", "spans", "reviews")
 
 _PARAM = re.compile(r'--\s*param\s+(\w+)\s*=\s*("(?:[^"\\]|\\.)*"|\S+)\s*(.*)')
 _NAME = re.compile(r"[\w.-]+")

@@ -14,7 +14,13 @@ def escape_controls(text: str) -> str:
     return UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
 
+#: How DuckDB and Arrow name a part of RESULTS that they can't open any more.
+_GONE = re.compile(r"(?:Cannot access file|Cannot open file|No files found|No such file|does not exist).*/part-", re.S)
+
+
 def one_sentence(error: Exception) -> str:
     """DuckDB's or Arrow's message without the quoted SQL and the call trace under it."""
+    if _GONE.search(str(error)):
+        return "a file of the results is gone since they were opened, most likely merged by `compact`: ask again."
     text = str(error).split("\n\n")[0].split("\nLINE ")[0]
     return escape_controls(" ".join(line.strip() for line in text.splitlines()))

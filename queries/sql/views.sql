@@ -1,6 +1,7 @@
 -- The views that everything else asks. Run once per connection by queries/catalog.py, which provides
 --   internal.parts      every row of spans/*/part-*.parquet, plus filename and file_row_number
 --   internal.run_files  (filename, document): the text of each runs/*.json
+--   internal.review_parts  every row of reviews/part-*.parquet
 -- Times are seconds of the video, boxes fractions of the frame, rates per minute, moments of the day UTC.
 
 -- Which status a video gets when its spans differ: a failed one before the others (the most frequent, then
@@ -219,3 +220,18 @@ SELECT
     document -> 'counts' AS counts,
     document -> 'versions' AS versions
 FROM (SELECT document::JSON AS document FROM internal.run_files);
+
+-- One row per review of a clip: what somebody said of it. Several reviews of one clip are kept, each as it was.
+-- DISTINCT, because while parts are merged a review is in two of them.
+CREATE VIEW reviews AS
+SELECT DISTINCT
+    uri, face_id, t_start, t_end, label, note, reviewer, reviewed_at::TIMESTAMP AS reviewed_at,
+    content_tag  -- of the version of the video that was looked at
+FROM internal.review_parts;
+
+-- The review of a clip that counts: the latest, whoever it is from.
+CREATE VIEW internal.latest_reviews AS
+FROM reviews
+QUALIFY row_number() OVER (
+    PARTITION BY uri, content_tag, face_id, t_start, t_end ORDER BY reviewed_at DESC, reviewer, label, note
+) = 1;

@@ -64,7 +64,10 @@ def error(*arguments: str, results: Path | None = None) -> str:
 
 
 def test_the_named_queries_of_the_contract():
-    assert set(NAMES) == {"flagged", "clips", "failures", "summary", "blink-outliers", "uncertain", "by-folder"}
+    assert set(NAMES) == {
+        *("flagged", "clips", "failures", "summary", "blink-outliers", "uncertain", "by-folder"),
+        *("reviewed", "labels"),
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
