@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from cluster.plan import MIN_CPUS
+from cluster.nodes import OBJECT_STORE_BYTES
+from cluster.plan import MIN_CPUS, Room
 from scanner.errors import EXIT_PREFLIGHT, UserError
 
-OBJECT_STORE_BYTES = 2 << 30  # crops in flight: a dozen spans with several faces each; Ray's default is 30 % of memory
 OBJECT_STORE_SHARE = 0.5  # of what the shared-memory file system has free: beyond it Ray falls back to the disk
 CONNECT_TIMEOUT_S = 10.0
 MIN_OBJECT_STORE = 80 << 20  # Ray accepts no less
+TOKEN_HINT = "If it asks for a token, put the cluster's into ~/.ray/auth_token or RAY_AUTH_TOKEN."
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Resources:
     gpus: float
     nodes: int
     local: bool  # Ray was started here, for this scan
+    rooms: tuple[Room, ...] = ()  # what is free, node by node
 
 
 def connect(address: str | None, gpus: int | None) -> Resources:
@@ -36,37 +42,110 @@ def connect(address: str | None, gpus: int | None) -> Resources:
 
     gpus: at most so many are used; None for all. Raises UserError (exit code 4) with the fix.
     """
-    _hush()
+    attach(address, gpus)
     import ray
 
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is not None:
-        _check_answers(address)
-    else:
-        options |= {
-            "num_gpus": gpus,
-            "num_cpus": max(2, os.cpu_count() or 2),  # on one core two share it; a scan needs both kinds of actors
-            "include_dashboard": False,
-            "object_store_memory": _object_store_bytes(),
-        }
-    try:
-        with _without_stderr():
-            # "local": without an address Ray would join whatever cluster was last started on this machine.
-            ray.init(address=address or "local", namespace="deepsweep", **options)
-    except Exception as error:  # a node that starts too slowly is a bare Exception to Ray
-        where = "Ray could not be started here" if address is None else f"no Ray cluster answers at {address}"
-        raise UserError(f"{where}: {_first_line(error)}", EXIT_PREFLIGHT) from None
     total, free = ray.cluster_resources(), ray.available_resources()
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     found = float(free.get("GPU", 0))
     cpus, wanted = float(free.get("CPU", 0)), found if gpus is None else min(found, gpus)
-    resources = Resources(cpus, wanted, nodes, address is None)
+    resources = Resources(cpus, wanted, nodes, address is None, _rooms())
     try:
         _check(resources, gpus, found, float(total.get("CPU", 0)))
     except UserError:
         disconnect()
         raise
     return resources
+
+
+def resources_here(gpus: int | None) -> Resources:
+    """What a Ray that is started on this machine would have. Raises UserError (exit code 4) where no scan fits."""
+    cpus, found = float(_cpus_here()), float(_gpus_here())
+    wanted = found if gpus is None else min(found, gpus)
+    resources = Resources(cpus, wanted, 1, True, (Room("this machine", cpus, found),))
+    _check(resources, gpus, found, cpus)
+    return resources
+
+
+def _cpus_here() -> int:
+    return max(2, os.cpu_count() or 2)  # on one core two share it; a scan needs both kinds of actors
+
+
+def _gpus_here() -> int:
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return 0
+    import torch  # takes seconds, so only where there may be one
+
+    return torch.cuda.device_count()
+
+
+def _rooms() -> tuple[Room, ...]:
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    nodes = [(node["NodeManagerAddress"], free.get(node["NodeID"], {})) for node in ray.nodes() if node["Alive"]]
+    return tuple(Room(address, float(has.get("CPU", 0)), float(has.get("GPU", 0))) for address, has in nodes)
+
+
+def attach(address: str | None, gpus: int | None = None) -> None:
+    """Start Ray on this machine, or connect to a cluster, whatever it has. Raises UserError (exit code 4)."""
+    _hush()
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        _check_answers(address)
+        if _wants_token(address):
+            show_token()
+    else:
+        options |= {
+            "num_gpus": gpus,
+            "num_cpus": _cpus_here(),
+            "include_dashboard": False,
+            "object_store_memory": object_store_bytes(),
+        }
+    try:
+        with _without_stderr(), _keeping_sigterm():
+            # "local": without an address Ray would join whatever cluster was last started on this machine.
+            ray.init(address=address or "local", namespace="deepsweep", **options)
+    except Exception as error:  # a node that starts too slowly is a bare Exception to Ray
+        where = "Ray could not be started here" if address is None else f"no Ray cluster answers at {address}"
+        token = "" if address is None else f" {TOKEN_HINT}"
+        if (versions := _other_versions(error)) is not None:
+            raise UserError(f"the cluster at {address} {versions}", EXIT_PREFLIGHT) from None
+        raise UserError(f"{where}: {_first_line(error).rstrip('.')}.{token}", EXIT_PREFLIGHT) from None
+
+
+def _wants_token(address: str) -> bool:
+    """Whether the cluster lets in nobody without a token; True where that can't be told.
+
+    A driver that names a token asks one of those who call it, too. The nodes of a cluster without any have none to
+    show, and so the driver's actors would be taken for abandoned, and end at once.
+    """
+    if ":" not in address:  # "auto": Ray looks after that itself
+        return False
+    try:
+        import grpc
+    except ImportError:
+        return True
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=CONNECT_TIMEOUT_S)
+        except grpc.RpcError as error:
+            return getattr(error, "code", lambda: None)() is not grpc.StatusCode.UNIMPLEMENTED
+        return False
+
+
+def show_token() -> None:
+    """Let this process name Ray's token (~/.ray/auth_token, RAY_AUTH_TOKEN) to clusters, where there is one.
+
+    By itself Ray 2.60 does so only under RAY_AUTH_MODE=token, or for a cluster that it found on this machine.
+    """
+    with contextlib.suppress(ImportError):
+        from ray._private.authentication import authentication_token_setup as setup
+
+        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def disconnect() -> None:
@@ -113,7 +192,8 @@ def _check(resources: Resources, wanted_gpus: int | None, found_gpus: float, all
         )
 
 
-def _object_store_bytes() -> int:
+def object_store_bytes() -> int:
+    """Room for blocks that a Ray started here is given."""
     room = OBJECT_STORE_BYTES
     with contextlib.suppress(OSError):
         room = min(room, int(shutil.disk_usage("/dev/shm").free * OBJECT_STORE_SHARE))
@@ -126,6 +206,7 @@ def _hush() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ parts write to the driver's stderr
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # its import sets the level of its loggers anew
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -143,6 +224,31 @@ def _without_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Take SIGTERM back from Ray, whose start makes it end the driver without a word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
+def _other_versions(error: BaseException) -> str | None:
+    """What Ray says of a cluster with other versions than this process, as one sentence; None for other errors."""
+    found = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
+    if "mismatch" not in str(error).lower() or len(found) != 2:
+        return None
+    (ray, python), (here_ray, here_python) = found
+    return (
+        f"runs Ray {ray} on Python {python}, and this process Ray {here_ray} on Python {here_python}:"
+        f" install the same here (pip install 'ray[default]=={ray}'), or start the cluster with these."
+    )
 
 
 def _first_line(error: BaseException) -> str:
