@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import click
@@ -21,11 +21,16 @@ COMMANDS = {
     "query": "queries.command:query",
     "catalog": "queries.export_catalog:catalog",
     "report": "queries.report:report",
+    "status": "scanner.status:status",
+    "compact": "scanner.compact:compact",
     "clips": "scanner.cut_command:clips",
+    "app": "queries.app:app",
+    "inspect": "scanner.inspect_command:inspect",
     "prepare": "scanner.prepare:prepare",
     "train": "scanner.train:train",
     "evaluate": "scanner.evaluate:evaluate",
     "export": "scanner.export:export",
+    "cluster": "cluster.command:cluster",
     "doctor": "scanner.cli:doctor",
 }
 
@@ -106,22 +111,27 @@ def _option(field: dataclasses.Field) -> Callable:
     return click.option(f"--{spelling(field)}", field.name, **settings)
 
 
-def _scan_options(command: Callable) -> Callable:
-    for field in reversed(dataclasses.fields(ScanConfig)):
-        if field.metadata["on_command_line"]:
-            command = _option(field)(command)
-    return command
+def setting_options(names: Collection[str] | None = None) -> Callable[[Callable], Callable]:
+    """Options for these settings of a scan, or for all that the command line takes; and --config, behind them."""
+
+    def decorate(command: Callable) -> Callable:
+        command = click.option(
+            "--config",
+            "config_file",
+            metavar="FILE",
+            help="Settings in a TOML file's [scan] table  [default: deepsweep.toml, where there is one]",
+        )(command)
+        for field in reversed(dataclasses.fields(ScanConfig)):
+            if field.metadata["on_command_line"] and (names is None or field.name in names):
+                command = _option(field)(command)
+        return command
+
+    return decorate
 
 
 @click.command()
 @click.argument("sources", nargs=-1, metavar="SOURCE...")
-@_scan_options
-@click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    help="Settings in a TOML file's [scan] table  [default: deepsweep.toml, where there is one]",
-)
+@setting_options()
 def scan(sources: tuple[str, ...], config_file: str | None, **options: Any) -> None:
     """Scan videos for deepfaked faces.
 
@@ -156,12 +166,13 @@ def scan(sources: tuple[str, ...], config_file: str | None, **options: Any) -> N
 
 
 @click.command()
+@click.option("--address", metavar="ADDRESS", help="Check every node of this Ray cluster instead: auto, HOST:PORT.")
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
-def doctor(as_json: bool) -> None:
-    """Check this machine: what is wrong with it for a scan, and the fix.
+def doctor(address: str | None, as_json: bool) -> None:
+    """Check this machine, or each node of a cluster: what is wrong with it for a scan, and the fix.
 
     Exits with 4 if something would stop a scan.
     """
     from scanner.doctor import run_checks
 
-    sys.exit(run_checks(as_json=as_json))
+    sys.exit(run_checks(as_json=as_json, address=address))

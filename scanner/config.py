@@ -92,10 +92,18 @@ class ScanConfig:
         None, "Ray cluster: auto, HOST:PORT or ray://HOST:PORT [default: start Ray here].", metavar="ADDRESS"
     )
     gpus: int | None = option(None, "GPUs to use [default: all that Ray sees].", low=0)
+    stall_minutes: float | None = option(
+        None,
+        "Stop if nothing moves for so long [default: twice --span-timeout, and 12 minutes or more for downloads].",
+        low=0.1,
+    )
     retry_failed: bool = option(False, "Scan videos again that failed before.")
     rescan: bool = option(False, "Scan everything again, also what is done.")
     fail_on_flag: bool = option(False, "Exit with 1 if a clip was flagged.")
     dry_run: bool = option(False, "Only say what would be scanned, and how long it may take.")
+    price_per_hour: float | None = option(
+        None, "With --dry-run: what an hour of this cluster costs, in any currency.", low=0, metavar="PRICE"
+    )
     webhook: str | None = option(None, "POST the summary as JSON to this URL at the end.", metavar="URL")
     quiet: bool = option(False, "Print nothing but errors.")
     json: bool = option(False, "Print events as JSON, one a line, instead of text.")

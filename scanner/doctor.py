@@ -1,4 +1,4 @@
-"""`deepsweep doctor`: what of this machine would stop or spoil a scan, and the fix."""
+"""`deepsweep doctor`: what of this machine, or of a cluster's nodes, would stop or spoil a scan, and the fix."""
 
 from __future__ import annotations
 
@@ -13,11 +13,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
+from cluster.connect import attach, disconnect
+from cluster.preflight import (
+    Node,
+    NodeFacts,
+    memory_problems,
+    missing_codecs,
+    missing_codecs_problem,
+    node_facts,
+    on_every_node,
+    other_versions,
+    own_versions,
+    size,
+    this_machine,
+)
 from scanner.errors import EXIT_OK, EXIT_PREFLIGHT
 
 MIN_SCRATCH_BYTES = 5 << 30
-MIN_SHM_BYTES = 256 << 20
 MIN_MEMORY_BYTES = 4 << 30
+ANSWER_S = 300.0  # for all checks on one node; they take some 20 s on an idle one
 
 
 @dataclass(frozen=True)
@@ -30,16 +44,64 @@ class Finding:
     warning: bool = False
 
 
-def run_checks(*, as_json: bool) -> int:
-    """Run all checks and print them; the exit code says whether a scan can run."""
-    findings = [_guarded(check) for check in CHECKS]
+def run_checks(*, as_json: bool, address: str | None = None) -> int:
+    """Run all checks, here or on every node of a cluster, and print them; the exit code says whether a scan can run.
+
+    Raises UserError where no cluster answers at the address.
+    """
+    by_node = {this_machine().name: examine_here()} if address is None else examine_cluster(address)
     if as_json:
-        print(json.dumps([vars(finding) for finding in findings], indent=1))
+        named = [(name, finding) for name, findings in by_node.items() for finding in findings]
+        print(json.dumps([({"node": name} if address else {}) | vars(finding) for name, finding in named], indent=1))
     else:
-        for finding in findings:
-            mark = "ok  " if finding.ok else "warn" if finding.warning else "FAIL"
-            print(f"{mark}  {finding.name}: {finding.text}")
-    return EXIT_OK if all(f.ok or f.warning for f in findings) else EXIT_PREFLIGHT
+        for name, findings in by_node.items():
+            if address is not None:
+                print(name)
+            for finding in findings:
+                mark = "ok  " if finding.ok else "warn" if finding.warning else "FAIL"
+                print(f"{mark}  {finding.name}: {finding.text}")
+    return EXIT_OK if all(f.ok or f.warning for findings in by_node.values() for f in findings) else EXIT_PREFLIGHT
+
+
+def examine_here() -> list[Finding]:
+    """All checks of this machine."""
+    findings, facts = examine()
+    return [*findings, *_as_a_node(this_machine(), facts)]
+
+
+def examine_cluster(address: str) -> dict[str, list[Finding]]:
+    """All checks of each node of a cluster, by the node's name; the nodes work side by side."""
+    attach(address)
+    try:
+        answers = on_every_node(examine, timeout_s=ANSWER_S)
+    finally:
+        disconnect()
+    by_node = {}
+    for answer in answers:
+        if answer.value is None:
+            by_node[answer.node.name] = [Finding("deepsweep", False, f"does not run there: {answer.failure}")]
+        else:
+            findings, facts = answer.value
+            by_node[answer.node.name] = [*findings, *_as_a_node(answer.node, facts)]
+    return by_node
+
+
+def examine() -> tuple[list[Finding], NodeFacts]:
+    """On the machine itself: its checks, and what whoever asks compares with the other nodes."""
+    return [_guarded(check) for check in CHECKS], node_facts(None)
+
+
+def _as_a_node(node: Node, facts: NodeFacts) -> list[Finding]:
+    """What can only be judged beside the process that asks, and with what Ray has of the node."""
+    here = own_versions()
+    other = other_versions(facts.versions, here)
+    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    store = memory_problems(node.object_store_bytes, facts.shared_memory) if node.works else []
+    shared = "none" if facts.shared_memory is None else size(facts.shared_memory)
+    return [
+        Finding("versions", not other, "; ".join(other) or versions),
+        Finding("shared memory", not store, "; ".join(store) or shared),
+    ]
 
 
 def _guarded(check: Callable[[], Finding]) -> Finding:
@@ -60,6 +122,11 @@ def _libraries() -> Finding:
     for name in names:
         importlib.import_module(name)
     return Finding("libraries", True, ", ".join(f"{n} {metadata.version(n)}" for n in names))
+
+
+def _codecs() -> Finding:
+    missing = missing_codecs()
+    return Finding("codecs", not missing, missing_codecs_problem(missing) if missing else "all can be decoded")
 
 
 def _one_cv2() -> Finding:
@@ -151,19 +218,10 @@ def _scratch() -> Finding:
     return Finding("scratch", enough, text if enough else f"{text}: choose another --scratch for S3", warning=True)
 
 
-def _shared_memory() -> Finding:
-    try:
-        free = shutil.disk_usage("/dev/shm").free
-    except OSError:
-        return Finding("shared memory", True, "no /dev/shm: Ray uses files", warning=True)
-    text = f"{free / 2**30:.1f} GiB free"
-    enough = free >= MIN_SHM_BYTES
-    return Finding("shared memory", enough, text if enough else f"{text}: docker run --shm-size=2g", warning=True)
-
-
 CHECKS = (
     _python,
     _libraries,
+    _codecs,
     _one_cv2,
     _model,
     _golden_scores,
@@ -171,5 +229,4 @@ CHECKS = (
     _gpu,
     _memory,
     _scratch,
-    _shared_memory,
 )

@@ -1,23 +1,56 @@
-"""`scan --dry-run`: what a scan would do, and how long it may take, without starting Ray."""
+"""`scan --dry-run`: what a scan would do, on what, how long it may take and cost, without scanning."""
 
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from cluster.connect import disconnect, resources_here
+from cluster.plan import plan_for
+from cluster.preflight import check_here, ready
 from scanner.config import ScanConfig
 from scanner.errors import EXIT_OK
-from scanner.guard import Guard, GuardFailure
-from scanner.pipeline import PROBE_DEADLINE_S, Todo, probe_video
+from scanner.headers import Duration, durations
+from scanner.pipeline import Todo
+from scanner.records import RunFacts
+from scanner.scan import Inventory, needs, plan_facts
 from scanner.sources import Video
-from scanner.storage import is_s3
-from scanner.uris import local_path
+from scanner.storage import get_bytes, list_results
 
 SAMPLE = 20  # videos whose headers are read
+SEED = 1  # the same archive gives the same sample
 #: Seconds of 720p talking head that one core scans in a second, `make bench` on two cores of an AMD EPYC.
 SECONDS_PER_CORE_SECOND = 3.1
+DOCUMENTED = "the documented figure for 720p (README); a run of your own will tell better"
+START_S = 25.0  # starting and ending a scan, measured there too
+MEASURED_FROM_S = 300.0  # a shorter run is mostly its start
+NORMAL_975 = 1.959964  # 97.5 % quantile of the normal distribution: intervals hold 95 %
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, with the ends of its 95 % interval where that can be told."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def scaled(self, factor: float, plus: float = 0.0) -> Estimate:
+        """Times a factor, plus a constant."""
+        ends = [None if end is None else end * factor + plus for end in (self.low, self.high)]
+        return Estimate(self.value * factor + plus, *ends)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of video that one analysing actor gets through in a second, and how that is known."""
+
+    per_analyzer: float
+    basis: str
 
 
 @dataclass
@@ -28,69 +61,164 @@ class Forecast:
     done_before: int = 0
     bytes: int = 0
     unreadable: int = 0
-    sampled: int = 0
-    hours: float | None = None
-    expected_minutes: float | None = None
+    sampled: int = 0  # videos whose header was read, or found to be broken
+    broken: int = 0  # of these
+    hours: Estimate | None = None
+    plan: dict[str, Any] | None = None
+    minutes: Estimate | None = None
+    basis: str | None = None
+    cost: Estimate | None = None
 
 
-def dry_run(inventory: Any, config: ScanConfig) -> int:
-    """Count the videos to scan, read the headers of a sample, and print what that means."""
-    forecast = Forecast()
-    sample: list[Todo] = []
-    for todo in inventory:
-        forecast.videos += 1
-        forecast.bytes += todo.video.size_bytes or 0
-        forecast.unreadable += todo.video.error is not None
-        # Every so often, and ever more rarely: a sample of the whole list in one pass.
-        if len(sample) < SAMPLE:
-            sample.append(todo)
-        elif forecast.videos % max(1, forecast.videos // SAMPLE) == 0:
-            sample[forecast.videos % SAMPLE] = todo
-    forecast.done_before = inventory.met - forecast.videos if config.limit is None else 0
-    _estimate(forecast, [todo.video for todo in sample], config)
+def dry_run(inventory: Inventory, config: ScanConfig, facts: RunFacts) -> int:
+    """Count the videos, read the headers of a sample, plan the actors, and print what that means.
+
+    Raises UserError (exit code 4) where the scan itself would be refused.
+    """
+    forecast, sample = _count(inventory, config)
+    if forecast.videos:
+        plan = forecast.plan = _plan(config, inventory)
+        found = durations(sample, config.memory_limit)
+        forecast.sampled, forecast.broken = len(found), sum(one.seconds == 0 for one in found)
+        seconds = total_seconds(found, forecast.videos, forecast.bytes)
+        if seconds is not None:
+            speed = measured_speed(config.out, facts, plan["device"]) or Speed(SECONDS_PER_CORE_SECOND, DOCUMENTED)
+            wall = seconds.scaled(1 / (speed.per_analyzer * plan["analyzers"]), START_S)
+            forecast.hours, forecast.minutes, forecast.basis = (
+                seconds.scaled(1 / 3600),
+                wall.scaled(1 / 60),
+                speed.basis,
+            )
+            if config.price_per_hour is not None:
+                forecast.cost = wall.scaled(config.price_per_hour / 3600)
     if config.json:
-        print(json.dumps({"event": "dry_run", **forecast.__dict__}))
+        print(json.dumps({"event": "dry_run", **asdict(forecast)}))
     elif not config.quiet:
-        print(_text(forecast, config))
+        print("\n".join(_lines(forecast, config)))
     return EXIT_OK
 
 
-def _estimate(forecast: Forecast, videos: list[Video], config: ScanConfig) -> None:
-    """Hours from the sampled durations, by bytes where sizes are known."""
-    local = [v for v in videos if v.error is None and not is_s3(v.uri)]
-    if not local:
-        return
-    guard = Guard(preload=("scanner.analysis",), memory_limit=config.memory_limit)
-    seconds, size = 0.0, 0
+def _count(inventory: Inventory, config: ScanConfig) -> tuple[Forecast, list[Video]]:
+    forecast = Forecast()
+    sample: list[Video] = []
+    picker = random.Random(SEED)
+    for todo in _counted(inventory, forecast):
+        # Vitter's algorithm R: each video of the list is as likely to be in the sample as any other.
+        if len(sample) < SAMPLE:
+            sample.append(todo.video)
+        elif (place := picker.randrange(forecast.videos)) < SAMPLE:
+            sample[place] = todo.video
+    forecast.done_before = inventory.met - forecast.videos if config.limit is None else 0
+    return forecast, sample
+
+
+def _counted(items: Iterable[Todo], forecast: Forecast) -> Iterable[Todo]:
+    for todo in items:
+        forecast.videos += 1
+        forecast.bytes += todo.video.size_bytes or 0
+        forecast.unreadable += todo.video.error is not None
+        yield todo
+
+
+def _plan(config: ScanConfig, inventory: Inventory) -> dict[str, Any]:
+    """The actors that the scan would start. A cluster is asked; here nothing is started."""
+    wanted = needs(config, inventory)
+    if config.address is None:
+        check_here(wanted)
+        resources = resources_here(config.gpus)
+        return plan_facts(resources, plan_for(resources.rooms, resources.gpus))
     try:
-        for video in local:
-            try:
-                info = guard.run(probe_video, str(local_path(video.uri)), deadline_s=PROBE_DEADLINE_S)
-            except (GuardFailure, Exception):
-                continue  # a scan would make it a row with its reason
-            forecast.sampled += 1
-            seconds += info.duration_s
-            size += video.size_bytes or 0
+        return plan_facts(*ready(config.address, config.gpus, wanted))
     finally:
-        guard.close()
+        disconnect()
+
+
+# --- estimates --------------------------------------------------------------------------------------------
+
+
+def total_seconds(sample: Sequence[Duration], videos: int, total_bytes: int) -> Estimate | None:
+    """Seconds of video in the whole archive: its bytes times the sample's seconds per byte.
+
+    The interval is the ratio estimator's, with the correction for a finite list: Cochran, Sampling Techniques
+    (1977), eq. 6.13; Student's t after Abramowitz & Stegun 26.7.5. None where the sample tells nothing.
+    """
+    size = sum(one.size_bytes for one in sample)
     if not size:
-        return
-    total = forecast.bytes * seconds / size
-    forecast.hours = round(total / 3600, 3)
-    forecast.expected_minutes = round(total / (SECONDS_PER_CORE_SECOND * (os.cpu_count() or 1)) / 60, 1)
+        return None
+    n, seconds = len(sample), sum(one.seconds for one in sample)
+    ratio = seconds / size
+    value = total_bytes * ratio
+    if n >= videos:
+        return Estimate(value, value, value)
+    if n < 3:
+        return Estimate(value)
+    residual = sum((one.seconds - ratio * one.size_bytes) ** 2 for one in sample) / (n - 1)
+    error = videos * math.sqrt((1 - n / videos) / n * residual) * student(n - 1)
+    return Estimate(value, max(seconds, value - error), max(seconds, value + error))
 
 
-def _text(forecast: Forecast, config: ScanConfig) -> str:
+def student(freedom: int) -> float:
+    """97.5 % quantile of Student's t, within 4 % from 2 degrees of freedom on."""
+    z = NORMAL_975
+    terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return sum(term / freedom**power for power, term in enumerate(terms))
+
+
+def measured_speed(results: str, facts: RunFacts, device: str) -> Speed | None:
+    """What the latest long enough run in RESULTS with this model and these settings got through."""
+    for uri in reversed(list_results(results, "runs/", ".json")):
+        try:
+            run = json.loads(get_bytes(uri))
+            same = (run["model_digest"], run["settings_digest"]) == (facts.spec.digest, facts.settings_digest)
+            if same and run["plan"]["device"] == device and run["wall_s"] >= MEASURED_FROM_S and run["video_hours"] > 0:
+                analyzers, wall = run["plan"]["analyzers"], run["wall_s"]
+                speed = run["video_hours"] * 3600 / wall / analyzers
+                what = f"{run['video_hours']:,.1f} hours in {_length(wall / 60)} with {analyzers} analysing actors"
+                return Speed(speed, f"run {run['run_id']} in {results}: {what}")
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # another version's record, or one that is being written
+    return None
+
+
+# --- words ------------------------------------------------------------------------------------------------
+
+
+def _lines(forecast: Forecast, config: ScanConfig) -> list[str]:
     lines = [f"{forecast.videos:,} videos to scan, {forecast.bytes / 1e9:,.2f} GB"]
     if forecast.done_before:
         lines.append(f"{forecast.done_before:,} are done already in {config.out}")
     if forecast.unreadable:
         lines.append(f"{forecast.unreadable:,} are listed but can't be read")
     if forecast.hours is not None:
-        lines.append(f"about {forecast.hours:,.2f} hours of video, from the headers of {forecast.sampled} of them")
-        lines.append(
-            f"about {forecast.expected_minutes:,.0f} minutes on the {os.cpu_count()} cores of this machine,"
-            f" at {SECONDS_PER_CORE_SECOND} seconds of video per core and second"
-        )
+        but = f", {forecast.broken} of which are no videos" if forecast.broken else ""
+        hours = _interval(forecast.hours, lambda value: f"{value:,.2f}")
+        lines.append(f"about {hours} hours of video, from the headers of {forecast.sampled} of them{but}")
+    if forecast.plan is not None:
+        lines.append(_plan_line(forecast.plan, config))
+    if forecast.minutes is not None:
+        lines.append(f"about {_interval(forecast.minutes, _length)}, going by {forecast.basis}")
+    if forecast.cost is not None:
+        cost = _interval(forecast.cost, lambda value: f"{value:,.2f}")
+        lines.append(f"costs about {cost}, at {config.price_per_hour:,g} an hour")
     lines.append("nothing was scanned (--dry-run)")
-    return "\n".join(lines)
+    return lines
+
+
+def _plan_line(plan: dict[str, Any], config: ScanConfig) -> str:
+    where = "this machine" if config.address is None else f"the {plan['nodes']} nodes at {config.address}"
+    scoring = f"{plan['scorers']} scoring on {'GPUs' if plan['device'] == 'cuda' else 'the CPU'}"
+    has = f"{plan['cpus']:g} CPUs and {plan['gpus']:g} GPUs"
+    return f"on {where}, with {has} free: {plan['analyzers']} analysing actors, {scoring}"
+
+
+def _interval(estimate: Estimate, show: Callable[[float], str]) -> str:
+    if estimate.low is None or estimate.high is None:
+        return show(estimate.value)
+    low, value, high = (show(end) for end in (estimate.low, estimate.value, estimate.high))
+    return value if low == high else f"{value} ({low} to {high})"
+
+
+def _length(minutes: float) -> str:
+    if minutes >= 120:
+        return f"{minutes / 60:,.1f} hours"
+    return "1 minute" if minutes < 1.5 else f"{minutes:,.0f} minutes"

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 LOG_EVERY_S = 30.0  # where no terminal redraws the line
@@ -21,6 +22,7 @@ class Progress:
     def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
         self.videos = self.videos_done = self.spans_done = self.flagged = self.failed = 0
         self.seconds = 0.0  # of video
+        self.statuses: Counter[str] = Counter()  # of spans
         self.listing = True
         self.phase = "listing"
         self._began = time.monotonic()
@@ -53,6 +55,7 @@ class Progress:
         self.seconds += seconds
         self.flagged += flagged
         self.failed += failed
+        self.statuses[status] += 1
         missing = self._partly.pop(uri, missing_after + 1) - 1
         if missing > 0:
             self._partly[uri] = missing
@@ -64,18 +67,40 @@ class Progress:
         """Hours of video per hour."""
         return self.seconds / max(1e-9, time.monotonic() - self._began)
 
+    def left_s(self) -> float | None:
+        """Seconds until the end, if the videos to come take as long as those that are done; None before the first."""
+        elapsed = time.monotonic() - self._began
+        return elapsed / self.videos_done * (self.videos - self.videos_done) if self.videos_done else None
+
+    def facts(self, elapsed_s: float) -> dict[str, Any]:
+        """What the record of a run says of it while it goes on; spans and hours are named as in a finished one."""
+        return {
+            "spans": self.spans_done,
+            "video_hours": round(self.seconds / 3600, 4),
+            "wall_s": round(elapsed_s, 2),
+            "video_hours_per_hour": round(self.seconds / max(1e-9, elapsed_s), 2),
+            "flagged_clips": self.flagged,
+            "so_far": {
+                "videos_done": self.videos_done,
+                "videos_found": self.videos,
+                "listing": self.listing,
+                "spans_by_status": dict(self.statuses),
+                "left_s": self.left_s(),
+            },
+        }
+
     def line(self) -> str:
         """The status line."""
         elapsed = time.monotonic() - self._began
         if self.phase != "scanning":
             found = f"{self.videos:,} videos to scan" if self.videos else "looking for videos"
-            return f"{self.phase}: {found} · {_clock(elapsed)}"
+            return f"{self.phase}: {found} · {clock(elapsed)}"
         total = f"{self.videos:,}{'+' if self.listing else ''}"
-        left = elapsed / self.videos_done * (self.videos - self.videos_done) if self.videos_done else None
+        left = self.left_s()
         return (
             f"{self.videos_done:,}/{total} videos · {self.rate():.1f} video-hours per hour"
             f" · {self.flagged:,} clips flagged · {self.failed:,} spans failed"
-            f" · {_clock(elapsed)}, {'?' if left is None else _clock(left)} left"
+            f" · {clock(elapsed)}, {'?' if left is None else clock(left)} left"
         )
 
     def _show(self) -> None:
@@ -93,7 +118,8 @@ class Progress:
             print(self.line(), file=sys.stderr, flush=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A duration as 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

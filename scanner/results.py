@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from enum import Enum
@@ -13,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scanner.storage import put_bytes
+from scanner.storage import get_bytes, put_bytes
 from scanner.uris import join
 
 
@@ -47,6 +48,8 @@ FAILED = frozenset(
 )
 
 SCHEMA_VERSION = 1
+
+GENERATION = "compaction.json"  # in RESULTS; see `generation`
 
 _BOX = [("x", pa.float32()), ("y", pa.float32()), ("w", pa.float32()), ("h", pa.float32())]
 
@@ -185,6 +188,24 @@ def write_run(results: str, run: Mapping[str, Any]) -> None:
     """Write or replace the record of a run, runs/<run_id>.json."""
     data = json.dumps(run, indent=1, default=str, sort_keys=True)
     put_bytes(join(results, f"runs/{run['run_id']}.json"), data.encode())
+
+
+def generation(results: str) -> bytes:
+    """Which generation of files RESULTS hold: another value once a compaction may have removed some.
+
+    Listing is no snapshot, on S3 or in a folder. Whoever reads the same generation before and after a listing
+    knows that no removal began in between, and so that every row is in a file that was listed.
+    """
+    try:
+        return get_bytes(join(results, GENERATION))
+    except FileNotFoundError:
+        return b""
+
+
+def new_generation(results: str) -> None:
+    """Tell readers that files are about to go; what replaces them must be there already."""
+    record = {"generation": uuid.uuid4().hex, "at": datetime.now(timezone.utc).isoformat()}
+    put_bytes(join(results, GENERATION), json.dumps(record).encode())
 
 
 def new_run_id() -> str:

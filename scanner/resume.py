@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from queries.catalog import open_catalog
+from queries.catalog import ask_catalog
 from scanner.pipeline import Todo
 from scanner.results import FAILED
 from scanner.sources import Video
 from scanner.storage import list_results
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 _DONE = """
     SELECT uri, content_tag, span_count, list(span_index) FILTER (NOT list_contains($retry, status))
@@ -38,21 +42,24 @@ class Done:
     @classmethod
     def load(cls, results: str, model_digest: str, settings_digest: str, *, retry_failed: bool) -> Done:
         """Read RESULTS; keeps a 16-byte key a video. retry_failed: failed spans don't count."""
-        done = cls()
-        if not list_results(results, "spans/", ".parquet"):
-            return done
+        if not (list_results(results, "runs/", ".json") or list_results(results, "spans/", ".parquet")):
+            return cls()
         parameters = {
             "retry": [status.value for status in FAILED] if retry_failed else [],
             "model": model_digest,
             "settings": settings_digest,
         }
-        with open_catalog(results) as catalog:
+
+        def read(catalog: DuckDBPyConnection) -> Done:
+            done = cls()
             rows = catalog.execute(_DONE, parameters)
             while batch := rows.fetchmany(10_000):
                 for uri, tag, count, indices in batch:
                     complete = len(indices or ()) >= count
                     done._spans[_key(uri, tag)] = None if complete else _Spans(count, tuple(indices or ()))
-        return done
+            return done
+
+        return ask_catalog(results, read)
 
     def remaining(self, videos: Iterable[Video]) -> Iterator[Todo]:
         """The videos that are not done, each with those of its spans that are."""

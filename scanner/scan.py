@@ -8,30 +8,34 @@ import itertools
 import json
 import platform
 import signal
-import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from models.registry import load_spec
-from models.spec import ModelError, ModelSpec
-from scanner import errors
-from scanner.analysis import Analysis
+from scanner import errors, metrics
 from scanner.config import ScanConfig
+from scanner.diagnosis import diagnose, pulse
 from scanner.errors import UserError
+from scanner.heartbeat import Heartbeat
 from scanner.pipeline import VIDEOS_PER_BLOCK, Todo, Work, dataset, todo_block
 from scanner.progress import Progress
 from scanner.records import RunFacts
-from scanner.results import FAILED, Status, new_run_id, write_run
+from scanner.results import FAILED, Status, write_run
 from scanner.resume import Done
 from scanner.scratch import Scratch, sweep
 from scanner.sources import check_sources, iter_videos
 from scanner.storage import ensure_writable
+from scanner.uris import is_s3
+from scanner.watchdog import Stalled, Watchdog, patience_s
+
+if TYPE_CHECKING:
+    from cluster.connect import Resources
+    from cluster.plan import Plan
+    from cluster.preflight import Needs
 
 REPORTED_PACKAGES = (
     "deepsweep",
@@ -44,7 +48,6 @@ REPORTED_PACKAGES = (
     "numpy",
     "pyarrow",
 )
-WEBHOOK_TIMEOUT_S = 10
 RUN_AHEAD = 3.0  # finished blocks a stage may hold, in those that the next one works on
 
 
@@ -52,23 +55,21 @@ def scan(config: ScanConfig) -> int:
     """Run a scan and return the exit code. Raises UserError before anything is scanned."""
     if not config.sources:
         raise UserError("Name what to scan: a folder, a file, a glob, s3://bucket/prefix or a manifest.")
-    spec = _load_spec(config.model)
+    if config.address is not None and config.address.startswith("ray://"):
+        from cluster.remote import scan_remotely
+
+        return scan_remotely(config)
+    facts = RunFacts.of(config)
     check_sources(config.sources)
     ensure_writable(config.out)
-    facts = RunFacts(
-        run_id=new_run_id(),
-        spec=spec,
-        settings_digest=config.digest(config.clip_frames or spec.clip_frames),
-        threshold=spec.thresholds["fake"] if config.threshold is None else config.threshold,
-    )
-    done = Done.load(config.out, spec.digest, facts.settings_digest, retry_failed=config.retry_failed)
+    done = Done.load(config.out, facts.spec.digest, facts.settings_digest, retry_failed=config.retry_failed)
     if config.rescan:
         done = Done()
     inventory = Inventory(config, done)
     if config.dry_run:
         from scanner.dryrun import dry_run
 
-        return dry_run(inventory, config)
+        return dry_run(inventory, config, facts)
     with Progress(quiet=config.quiet, as_json=config.json) as progress:
         first = next(inventory.blocks(progress), None)
         if first is not None:
@@ -83,6 +84,7 @@ class Inventory:
 
     def __init__(self, config: ScanConfig, done: Done) -> None:
         self.met = self.todo = 0
+        self.downloads = self.largest_download = 0  # bytes
         seen = self._count(iter_videos(config.sources, config.include, config.exclude))
         self._todo = itertools.islice(done.remaining(seen), config.limit)
 
@@ -94,6 +96,9 @@ class Inventory:
     def __iter__(self) -> Iterator[Todo]:
         for item in self._todo:
             self.todo += 1
+            if is_s3(item.video.uri):
+                self.downloads += item.video.size_bytes or 0
+                self.largest_download = max(self.largest_download, item.video.size_bytes or 0)
             yield item
 
     def blocks(self, progress: Progress) -> Iterator[Any]:
@@ -109,29 +114,32 @@ def _run(config: ScanConfig, facts: RunFacts, inventory: Inventory, first, progr
     import ray
     from ray.exceptions import RayError
 
-    from cluster.connect import connect, disconnect
-    from cluster.plan import make_plan
+    from cluster.connect import disconnect
+    from cluster.preflight import ready
 
     base = scratch_base(config)
     sweep(base)
     record = _begin_record(config, facts)
     began = time.monotonic()
     progress.phase = "starting"
-    with sigterm_interrupts():
+    with watchdog(config, inventory, progress), sigterm_interrupts(), Heartbeat(config.out, record, progress) as heart:
         try:
-            resources = connect(config.address, config.gpus)
-            plan = make_plan(resources.cpus, resources.gpus, resources.nodes)
-            write_run(config.out, record)
+            resources, plan = ready(config.address, config.gpus, needs(config, inventory))
+            record["plan"] = plan_facts(resources, plan)
+            heart.start()
             set_up_ray_data()
             refs = [ray.put(block) for block in itertools.chain([first], inventory.blocks(progress))]
             progress.listing = False
-            progress.event("started", run_id=facts.run_id, videos=inventory.todo, **_plan_facts(resources, plan))
-            work = _work(config, facts, Scratch(base / facts.run_id, config.scratch_size))
+            progress.event("started", run_id=facts.run_id, videos=inventory.todo, **record["plan"])
+            work = Work.of(config, facts, Scratch(base / facts.run_id, config.scratch_size))
             for batch in dataset(refs, work, plan).iter_batches(batch_size=None, prefetch_batches=0):
                 if "first_result_s" not in record:
                     record["first_result_s"] = round(time.monotonic() - began, 2)
                 _count(progress, batch)
             record["finished_at"] = _now()
+        except Stalled as stall:
+            record |= {"finished_at": _now(), "interrupted": True, "stalled": stall.diagnosis}
+            progress.event("stalled", diagnosis=stall.diagnosis)
         except KeyboardInterrupt:
             record |= {"finished_at": _now(), "interrupted": True}
         except (RayError, ConnectionError) as error:
@@ -157,13 +165,17 @@ def _conclude(config: ScanConfig, facts: RunFacts, record: dict[str, Any], progr
     from scanner.summary import print_summary, summarize
 
     summary = summarize(config.out, facts.run_id)
-    record |= {"counts": summary.counts, "videos": summary.videos}
+    record |= {"counts": summary.counts, "videos": summary.videos, "flagged_clips": summary.flagged_clips}
     write_run(config.out, record)
     if not config.quiet and not config.json:
         print_summary(summary, record, config)
     progress.event("finished", **record)
     if config.webhook:
-        _post(config.webhook, record)
+        from scanner.webhook import tell_webhook
+
+        tell_webhook(config.webhook, record)
+    if "stalled" in record:
+        return errors.EXIT_PREFLIGHT
     if record["interrupted"]:
         return errors.EXIT_INTERRUPTED
     if config.fail_on_flag and summary.flagged_clips:
@@ -189,34 +201,27 @@ def _nothing_to_do(config: ScanConfig, inventory: Inventory) -> int:
 # --- pieces -----------------------------------------------------------------------------------------------
 
 
-def _load_spec(model: str) -> ModelSpec:
-    try:
-        return load_spec(model)
-    except ModelError as error:
-        raise UserError(str(error)) from None
-
-
-def _work(config: ScanConfig, facts: RunFacts, scratch: Scratch) -> Work:
-    spec = facts.spec
-    return Work(
-        results=config.out,
-        run=facts,
-        analysis=Analysis(config.fps, min(spec.clip_fps, config.fps), spec.input_size, spec.crop_margin),
-        clip_frames=config.clip_frames or spec.clip_frames,
-        span_seconds=config.span_seconds,
-        span_timeout=config.span_timeout,
-        memory_limit=config.memory_limit,
-        max_video_size=config.max_video_size,
-        max_video_seconds=config.max_video_seconds,
-        thumbnails=config.thumbnails,
-        scratch=scratch,
-    )
-
-
 def scratch_base(config: ScanConfig) -> Path:
     """The folder under which each run has its own scratch folder; per user, for /tmp is shared."""
     default = Path(tempfile.gettempdir()) / f"deepsweep-scratch-{getpass.getuser()}"
     return Path(config.scratch).absolute() if config.scratch else default
+
+
+def needs(config: ScanConfig, inventory: Inventory) -> Needs:
+    """What a scan of the videos met so far wants of every node."""
+    from cluster.preflight import Needs
+
+    folder = str(scratch_base(config)) if inventory.downloads else None
+    return Needs(folder, min(config.scratch_size, inventory.downloads))
+
+
+def watchdog(config: ScanConfig, inventory: Inventory, progress: Progress) -> Watchdog:
+    """Ends a scan of which nothing moves any more: no video found, no span written, no task of a stage ended."""
+    return Watchdog(
+        patience_s=lambda: patience_s(config, inventory.largest_download),
+        pulse=lambda: (inventory.met, progress.spans_done, *pulse()),
+        diagnose=diagnose,
+    )
 
 
 def set_up_ray_data() -> None:
@@ -232,9 +237,11 @@ def set_up_ray_data() -> None:
     context.target_min_block_size = 1
     # Each stage runs ahead of the next by a few tasks only: a fetched video waits on disk, crops in memory.
     context.downstream_capacity_backpressure_ratio = RUN_AHEAD
+    context.execution_no_progress_timeout_s = -1  # half an hour is not long for two attempts at a span: see watchdog
 
 
 def _count(progress: Progress, batch: Any) -> None:
+    videos_before = progress.videos_done
     columns = ("uri", "remaining", "status", "flagged", "seconds")
     for uri, remaining, status, flagged, seconds in zip(*(batch[c] for c in columns), strict=True):
         progress.span(
@@ -245,6 +252,10 @@ def _count(progress: Progress, batch: Any) -> None:
             flagged=int(flagged),
             seconds=float(seconds),
         )
+        metrics.count("deepsweep_spans_total", status=str(status))
+        metrics.count("deepsweep_video_seconds_total", float(seconds))
+        metrics.count("deepsweep_flagged_clips_total", int(flagged))
+    metrics.count("deepsweep_videos_total", progress.videos_done - videos_before)
 
 
 def _begin_record(config: ScanConfig, facts: RunFacts) -> dict[str, Any]:
@@ -269,8 +280,10 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _plan_facts(resources, plan) -> dict[str, Any]:
+def plan_facts(resources: Resources, plan: Plan) -> dict[str, Any]:
+    """What a scan runs on, as a run's record and its events tell it."""
     return {
+        "nodes": resources.nodes,
         "cpus": resources.cpus,
         "gpus": resources.gpus,
         "analyzers": plan.analyzers,
@@ -302,14 +315,3 @@ def sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _post(url: str, record: dict[str, Any]) -> None:
-    """Tell a webhook; a deaf one costs a warning, never the scan."""
-    body = json.dumps(record, default=str).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=WEBHOOK_TIMEOUT_S):
-            pass
-    except (OSError, ValueError) as error:
-        print(f"the webhook could not be told: {error}", file=sys.stderr)

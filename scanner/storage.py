@@ -8,6 +8,7 @@ import functools
 import os
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -37,8 +38,8 @@ if TYPE_CHECKING:  # boto3 and pyarrow.fs take half a second to import: a scan o
 #: What boto3 raises. ValueError: AWS_ENDPOINT_URL is not a URL.
 S3_ERRORS = (BotoCoreError, ClientError, ValueError)
 
-READ, LIST, WRITE = "s3:GetObject", "s3:ListBucket", "s3:PutObject"
-_VERB = {READ: "read", LIST: "listed", WRITE: "written"}
+READ, LIST, WRITE, DELETE = "s3:GetObject", "s3:ListBucket", "s3:PutObject", "s3:DeleteObject"
+_VERB = {READ: "read", LIST: "listed", WRITE: "written", DELETE: "removed"}
 
 _GONE = {"404", "NoSuchKey", "NotFound"}
 _DENIED = {"403", "AccessDenied", "Forbidden", "AllAccessDisabled", "AccountProblem"}
@@ -107,7 +108,7 @@ def is_gone(error: BaseException) -> bool:
 def s3_problem(error: BaseException, uri: str, permission: str) -> str:
     """One sentence on why S3 failed, and the fix. Says nothing that the server wrote, so no credential leaks.
 
-    permission: READ, LIST or WRITE, what was being tried.
+    permission: READ, LIST, WRITE or DELETE, what was being tried.
     """
     return f"{uri} could not be {_VERB[permission]}: {_reason(error, split_s3(uri)[0], permission)}"
 
@@ -205,13 +206,7 @@ def list_results(results: str, prefix: str = "", suffix: str = "") -> list[str]:
     prefix: relative to RESULTS, such as "runs/". Unfinished files (see `put_bytes`) are left out.
     """
     if is_s3(results):
-        bucket, _ = split_s3(results)
-        pages = (
-            s3_client()
-            .get_paginator("list_objects_v2")
-            .paginate(Bucket=bucket, Prefix=split_s3(join(results, prefix))[1].lstrip("/"))
-        )
-        found = [f"s3://{bucket}/{entry['Key']}" for page in pages for entry in page.get("Contents", ())]
+        found = [uri for uri, _ in _s3_sizes(results, prefix)]
     else:
         base = local_path(results)
         files = (Path(where, name) for where, _, names in os.walk(base / prefix.rpartition("/")[0]) for name in names)
@@ -221,6 +216,39 @@ def list_results(results: str, prefix: str = "", suffix: str = "") -> list[str]:
             if not file.name.startswith(".") and file.relative_to(base).as_posix().startswith(prefix)
         ]
     return sorted(uri for uri in found if uri.endswith(suffix))
+
+
+def file_sizes(results: str, prefix: str, suffix: str) -> dict[str, int]:
+    """Bytes of each file that list_results lists, in its order."""
+    if is_s3(results):
+        return dict(sorted((uri, size) for uri, size in _s3_sizes(results, prefix) if uri.endswith(suffix)))
+    sizes = {}
+    for path in list_results(results, prefix, suffix):
+        with contextlib.suppress(FileNotFoundError):
+            sizes[path] = Path(path).stat().st_size
+    return sizes
+
+
+def _s3_sizes(results: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """(URI, bytes) of every object below RESULTS/prefix."""
+    bucket, _ = split_s3(results)
+    pages = (
+        s3_client()
+        .get_paginator("list_objects_v2")
+        .paginate(Bucket=bucket, Prefix=split_s3(join(results, prefix))[1].lstrip("/"))
+    )
+    for page in pages:
+        for entry in page.get("Contents", ()):
+            yield f"s3://{bucket}/{entry['Key']}", entry["Size"]
+
+
+def delete_file(uri_or_path: str) -> None:
+    """Remove a file; one that is gone already is fine. Raises OSError or one of S3_ERRORS."""
+    if is_s3(uri_or_path):
+        bucket, key = split_s3(uri_or_path)
+        s3_client().delete_object(Bucket=bucket, Key=key)
+    else:
+        local_path(uri_or_path).unlink(missing_ok=True)
 
 
 def ensure_writable(results: str) -> None:
@@ -264,7 +292,7 @@ def _ensure_bucket_writable(results: str) -> None:
     except S3_ERRORS as error:
         usage = isinstance(error, ParamValidationError) or s3_code(error) == "NoSuchBucket"
         raise UserError(s3_problem(error, results, permission), EXIT_USAGE if usage else EXIT_PREFLIGHT) from None
-    # An append-only bucket refuses this; nothing else of ours deletes, so an empty probe may stay.
+    # An append-only bucket refuses this; a scan deletes nothing else, so an empty probe may stay.
     with contextlib.suppress(*S3_ERRORS):
         client.delete_object(Bucket=bucket, Key=key)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from queries.catalog import open_catalog
+from queries.catalog import ask_catalog
 from scanner.config import ScanConfig
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 SHOWN_VIDEOS = 20
 PIPED_WIDTH = 160  # columns, where no terminal says otherwise
@@ -33,11 +36,14 @@ class Summary:
 
 def summarize(results: str, run_id: str) -> Summary:
     """Read a run's videos back from RESULTS: what is told is what is on disk."""
-    with open_catalog(results) as catalog:
+
+    def read(catalog: DuckDBPyConnection) -> Summary:
         counts = dict(catalog.execute(_COUNTS, {"run": run_id}).fetchall())
         (flagged,) = catalog.execute(_FLAGGED, {"run": run_id}).fetchone() or (0,)
         shown = catalog.execute(_SHOWN, {"run": run_id, "limit": SHOWN_VIDEOS}).fetchall()
-    return Summary(counts, sum(counts.values()), int(flagged), shown)
+        return Summary(counts, sum(counts.values()), int(flagged), shown)
+
+    return ask_catalog(results, read)
 
 
 def print_summary(summary: Summary, record: dict[str, Any], config: ScanConfig) -> None:

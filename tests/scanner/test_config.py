@@ -159,8 +159,8 @@ OTHER: dict[str, Any] = {
     "sources": ("a",), "out": "elsewhere", "include": ("*.mp4",), "exclude": ("*.mp4",), "limit": 3, "model": "m",
     "threshold": 0.9, "fps": 10.0, "clip_frames": 8, "span_seconds": 30.0, "thumbnails": 0, "max_video_size": 5,
     "max_video_seconds": 5.0, "span_timeout": 5.0, "memory_limit": 5, "scratch": "s", "scratch_size": 5,
-    "address": "auto", "gpus": 1, "retry_failed": True, "rescan": True, "fail_on_flag": True, "dry_run": True,
-    "webhook": "w", "quiet": True, "json": True,
+    "address": "auto", "gpus": 1, "stall_minutes": 5.0, "retry_failed": True, "rescan": True, "fail_on_flag": True,
+    "dry_run": True, "price_per_hour": 5.0, "webhook": "w", "quiet": True, "json": True,
 }  # fmt: skip
 
 

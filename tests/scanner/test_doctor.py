@@ -8,28 +8,32 @@ from importlib import metadata
 import pytest
 from click.testing import CliRunner
 
+from cluster import preflight
 from scanner import doctor
 from scanner.cli import main
 from scanner.doctor import CHECKS, run_checks
 from scanner.errors import EXIT_OK, EXIT_PREFLIGHT
+
+BESIDE = ("versions", "shared memory")  # what is judged of every node beside the checks that run on it
 
 
 def test_this_machine_is_fit_for_a_scan():
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == EXIT_OK, result.output
     lines = result.output.splitlines()
-    assert len(lines) == len(CHECKS)
+    assert len(lines) == len(CHECKS) + len(BESIDE)
     assert all(line.startswith(("ok  ", "warn")) for line in lines)
     for name in (
         "python",
         "libraries",
+        "codecs",
         "one cv2",
         "model",
         "child process",
         "gpu",
         "memory",
         "scratch",
-        "shared memory",
+        *BESIDE,
     ):
         assert any(line[6:].startswith(f"{name}: ") for line in lines), name
 
@@ -37,7 +41,7 @@ def test_this_machine_is_fit_for_a_scan():
 def one_check(monkeypatch, capsys, check) -> tuple[int, str]:
     monkeypatch.setattr(doctor, "CHECKS", (check,))
     code = run_checks(as_json=False)
-    return code, capsys.readouterr().out
+    return code, capsys.readouterr().out.splitlines()[0]
 
 
 @pytest.fixture
@@ -98,7 +102,7 @@ def test_a_library_that_cannot_be_imported_is_a_finding_not_a_traceback(monkeypa
 
     code, text = one_check(monkeypatch, capsys, libraries)
     assert code == EXIT_PREFLIGHT
-    assert text == "FAIL  libraries: ImportError: libGL.so.1: cannot open shared object file\n"
+    assert text == "FAIL  libraries: ImportError: libGL.so.1: cannot open shared object file"
 
 
 def test_warnings_stop_nothing(monkeypatch, capsys):
@@ -111,5 +115,30 @@ def test_checks_as_json(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "CHECKS", (doctor._python, doctor._memory))
     assert run_checks(as_json=True) == EXIT_OK
     found = json.loads(capsys.readouterr().out)
-    assert [check["name"] for check in found] == ["python", "memory"]
+    assert [check["name"] for check in found] == ["python", "memory", *BESIDE]
     assert all(check.keys() == {"name", "ok", "text", "warning"} for check in found)
+
+
+def test_a_codec_that_is_missing_is_named_with_the_command_that_mends_it(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "missing_codecs", lambda: ("hevc",))
+    code, text = one_check(monkeypatch, capsys, doctor._codecs)
+    assert code == EXIT_PREFLIGHT
+    assert text.startswith("FAIL  codecs: PyAV can't decode hevc") and "pip install" in text
+
+
+def test_shared_memory_that_ray_does_not_fit_into_stops_a_scan(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "CHECKS", ())
+    monkeypatch.setattr(preflight, "shared_memory", lambda: 64 << 20)
+    assert run_checks(as_json=False) == EXIT_PREFLIGHT
+    assert "FAIL  shared memory: /dev/shm has 64 MiB" in capsys.readouterr().out
+
+
+def test_without_ray_the_doctor_says_so(monkeypatch, capsys, installed):
+    installed(ray=None)
+    code, text = one_check(monkeypatch, capsys, doctor._libraries)
+    assert code == EXIT_PREFLIGHT and text.startswith("FAIL  libraries: PackageNotFoundError")
+
+
+def test_an_address_where_no_cluster_answers_is_one_sentence():
+    result = CliRunner().invoke(main, ["doctor", "--address", "127.0.0.1:1"])
+    assert result.exit_code == EXIT_PREFLIGHT and "no Ray cluster answers at 127.0.0.1:1" in result.output
