@@ -11,17 +11,18 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.nodes import OBJECT_STORE_BYTES
 from cluster.plan import MIN_CPUS, Room
-from scanner.errors import EXIT_PREFLIGHT, UserError
+from scanner.errors import EXIT_PREFLIGHT, UserError, first_line
 
 OBJECT_STORE_SHARE = 0.5  # of what the shared-memory file system has free: beyond it Ray falls back to the disk
 CONNECT_TIMEOUT_S = 10.0
+CLIENT_ATTEMPTS = 3
 MIN_OBJECT_STORE = 80 << 20  # Ray accepts no less
 TOKEN_HINT = "If it asks for a token, put the cluster's into ~/.ray/auth_token or RAY_AUTH_TOKEN."
 
@@ -108,13 +109,24 @@ def attach(address: str | None, gpus: int | None = None) -> None:
     try:
         with _without_stderr(), _keeping_sigterm():
             # "local": without an address Ray would join whatever cluster was last started on this machine.
-            ray.init(address=address or "local", namespace="deepsweep", **options)
+            _patiently(lambda: ray.init(address=address or "local", namespace="deepsweep", **options))
     except Exception as error:  # a node that starts too slowly is a bare Exception to Ray
         where = "Ray could not be started here" if address is None else f"no Ray cluster answers at {address}"
         token = "" if address is None else f" {TOKEN_HINT}"
         if (versions := _other_versions(error)) is not None:
             raise UserError(f"the cluster at {address} {versions}", EXIT_PREFLIGHT) from None
-        raise UserError(f"{where}: {_first_line(error).rstrip('.')}.{token}", EXIT_PREFLIGHT) from None
+        raise UserError(f"{where}: {first_line(error)}.{token}", EXIT_PREFLIGHT) from None
+
+
+def _patiently(start: Callable[[], object]) -> None:
+    """Start, once more where a busy head took longer than Ray allows to start a server for this ray:// client."""
+    for attempts_left in reversed(range(CLIENT_ATTEMPTS)):
+        try:
+            start()
+            return
+        except ConnectionAbortedError as error:
+            if "Initialization failure" not in str(error) or not attempts_left:
+                raise
 
 
 def _wants_token(address: str) -> bool:
@@ -249,8 +261,3 @@ def _other_versions(error: BaseException) -> str | None:
         f"runs Ray {ray} on Python {python}, and this process Ray {here_ray} on Python {here_python}:"
         f" install the same here (pip install 'ray[default]=={ray}'), or start the cluster with these."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

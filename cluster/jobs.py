@@ -18,7 +18,7 @@ from cluster.connect import TOKEN_HINT, show_token
 from cluster.nodes import DASHBOARD
 from cluster.versions import deepsweep_version, ray_version
 from scanner import errors
-from scanner.errors import EXIT_PREFLIGHT, UserError
+from scanner.errors import EXIT_PREFLIGHT, UserError, first_line
 
 if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -168,7 +168,7 @@ class Jobs:
                 raise UserError(
                     f"there is no job {job_id} on this cluster: `deepsweep cluster status` lists them.", EXIT_PREFLIGHT
                 ) from None
-            raise UserError(f"the cluster at {self.dashboard} refused: {_first_line(error)}", EXIT_PREFLIGHT) from None
+            raise UserError(f"the cluster at {self.dashboard} refused: {first_line(error)}", EXIT_PREFLIGHT) from None
 
 
 def new_job_id() -> str:
@@ -217,14 +217,14 @@ def _connect(dashboard: str) -> JobSubmissionClient:
         raise _unreachable(dashboard, error) from None
     except (ImportError, RuntimeError) as error:  # RuntimeError: Ray without its dashboard's libraries
         raise UserError(
-            f"Ray's job client can't be used here ({_first_line(error)}): pip install 'ray[default]=={ray_version()}'.",
+            f"Ray's job client can't be used here ({first_line(error)}): pip install 'ray[default]=={ray_version()}'.",
             EXIT_PREFLIGHT,
         ) from None
 
 
 def _unreachable(dashboard: str, error: Exception) -> UserError:
     return UserError(
-        f"no Ray dashboard answers at {dashboard} ({_first_line(error)}): keep `ray dashboard deepsweep-cluster.yaml`"
+        f"no Ray dashboard answers at {dashboard} ({first_line(error)}): keep `ray dashboard deepsweep-cluster.yaml`"
         " or `kubectl port-forward` running beside this, or give --dashboard.",
         EXIT_PREFLIGHT,
     )
@@ -232,8 +232,3 @@ def _unreachable(dashboard: str, error: Exception) -> UserError:
 
 def _unauthorized(dashboard: str) -> UserError:
     return UserError(f"the cluster at {dashboard} does not accept this machine's token. {TOKEN_HINT}", EXIT_PREFLIGHT)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0].rstrip(".") if text else type(error).__name__

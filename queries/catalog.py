@@ -192,9 +192,9 @@ def _open_parts(connection: duckdb.DuckDBPyConnection, results: str, parts: list
         return connection.from_arrow(pa.schema([*SPAN, *_WHERE]).empty_table())
     if is_s3(results):
         return connection.from_arrow(_s3_dataset(results, parts))
+    # Without union_by_name, since all parts have SPAN's columns: it reads every footer for each view that is made.
     return connection.read_parquet(
         _absolute(parts),
-        union_by_name=True,
         hive_partitioning=False,  # run_id is a column of the files, too
         filename=True,
         file_row_number=True,

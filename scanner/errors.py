@@ -20,3 +20,11 @@ class UserError(Exception):
 
     def __reduce__(self):
         return type(self), (str(self), self.exit_code)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, without a full stop; of one that only announces what follows, the last line."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return (lines[-1] if lines[0].endswith(":") else lines[0]).strip().rstrip(".")

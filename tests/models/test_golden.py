@@ -142,28 +142,32 @@ def as_default(monkeypatch: pytest.MonkeyPatch, copy: Path):
     return copy
 
 
+def first_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.splitlines()[0]
+
+
 def test_doctor_has_nothing_to_compare_for_an_untrained_model(monkeypatch, capsys):
     monkeypatch.setattr(registry, "DEFAULT_MODEL", "untrained")
     monkeypatch.setattr(doctor, "CHECKS", (doctor._golden_scores,))
     assert run_checks(as_json=False) == EXIT_OK
-    assert capsys.readouterr().out == "ok    golden scores: an untrained model has none\n"
+    assert first_line(capsys) == "ok    golden scores: an untrained model has none"
 
 
 def test_doctor_compares_the_scores_of_the_default_model(as_default: Path, capsys):
     assert run_checks(as_json=False) == EXIT_OK
-    assert capsys.readouterr().out.startswith(f"ok    golden scores: {NAME} scores as it did (within ")
+    assert first_line(capsys).startswith(f"ok    golden scores: {NAME} scores as it did (within ")
 
 
 def test_doctor_names_the_versions_that_scores_were_made_with(as_default: Path, capsys):
     edit(as_default, made_with={"torch": "2.5.1+cpu", "numpy": np.__version__})
     shift_one_weight(as_default)
     assert run_checks(as_json=False) == EXIT_PREFLIGHT
-    text = capsys.readouterr().out
-    assert text.startswith("FAIL  golden scores: ")
-    assert text.endswith(": mend it with pip install torch==2.5.1\n")
+    line = first_line(capsys)
+    assert line.startswith("FAIL  golden scores: ")
+    assert line.endswith(": mend it with pip install torch==2.5.1")
 
 
 def test_doctor_says_what_to_do_where_versions_are_the_same(as_default: Path, capsys):
     shift_one_weight(as_default)
     assert run_checks(as_json=False) == EXIT_PREFLIGHT
-    assert capsys.readouterr().out.endswith(": install deepsweep again\n")
+    assert first_line(capsys).endswith(": install deepsweep again")
