@@ -46,10 +46,12 @@ _WHERE = [pa.field("filename", pa.string()), pa.field("file_row_number", pa.int6
 
 #: Columns that opening reads of every part: internal.keys in views.sql.
 _KEYS = [
-    *("run_id", "scanned_at", "uri", "content_tag", "model_digest", "settings_digest"),
+    *("schema_version", "run_id", "scanned_at", "uri", "content_tag", "model_digest", "settings_digest"),
     *("span_index", "span_count", "status", "error"),
 ]
 
+#: Parts whose footers stay in memory, 150 kB each, so that a question does not parse those of the question before.
+KEPT_FOOTERS = 2000
 ATTEMPTS = 5  # at reading RESULTS from which `compact` removes files: one would do
 
 
@@ -97,7 +99,8 @@ def ask_catalog(results: str, question: Callable[[duckdb.DuckDBPyConnection], T]
     raise UserError(_busy(results), EXIT_PREFLIGHT)
 
 
-def _open(results: str, files: Files, unsafe: bool) -> duckdb.DuckDBPyConnection:
+def _open(results: str, files: Files, unsafe: bool, *, by_name: bool = False) -> duckdb.DuckDBPyConnection:
+    """by_name: parts may lack columns, which are NULL then; slow, since each view that is made reads every footer."""
     connection = duckdb.connect(
         config={
             "autoinstall_known_extensions": "false",
@@ -108,16 +111,22 @@ def _open(results: str, files: Files, unsafe: bool) -> duckdb.DuckDBPyConnection
     )
     try:
         connection.execute("SET python_enable_replacements = false")  # a table is not a variable of this process
+        connection.execute(f"SET parquet_metadata_cache = {len(files.parts) <= KEPT_FOOTERS}")
         connection.execute("CREATE SCHEMA internal; SET schema = 'internal'")
-        _open_parts(connection, results, files.parts).create_view("parts")
+        _open_parts(connection, results, files.parts, by_name).create_view("parts")
         _open_reviews(connection, results, files.reviews).create_view("review_parts")
         connection.from_arrow(_read_runs(files.runs)).create("run_files")
         connection.execute("SET schema = 'main'; SET TimeZone = 'UTC'")
         connection.execute(views_sql())
+        if not by_name and _several_versions(connection):
+            connection.close()
+            return _open(results, files, unsafe, by_name=True)
         if not unsafe:
             _lock(connection, [] if is_s3(results) else [*files.parts, *files.reviews])
-    except BaseException:
+    except BaseException as error:
         connection.close()
+        if isinstance(error, duckdb.BinderException) and not by_name:  # the latest run was an earlier version's
+            return _open(results, files, unsafe, by_name=True)
         raise
     return connection
 
@@ -186,15 +195,22 @@ def _busy(results: str) -> str:
     return f"{results} is being compacted again and again: ask once more in a minute."
 
 
-def _open_parts(connection: duckdb.DuckDBPyConnection, results: str, parts: list[str]) -> duckdb.DuckDBPyRelation:
+def _several_versions(connection: duckdb.DuckDBPyConnection) -> bool:
+    answer = connection.execute("SELECT count(DISTINCT schema_version) > 1 FROM internal.keys").fetchone()
+    return answer is not None and answer[0]
+
+
+def _open_parts(
+    connection: duckdb.DuckDBPyConnection, results: str, parts: list[str], by_name: bool
+) -> duckdb.DuckDBPyRelation:
     """Every row of the parts: columns of SPAN, then filename and file_row_number."""
     if not parts:
         return connection.from_arrow(pa.schema([*SPAN, *_WHERE]).empty_table())
     if is_s3(results):
         return connection.from_arrow(_s3_dataset(results, parts))
-    # Without union_by_name, since all parts have SPAN's columns: it reads every footer for each view that is made.
     return connection.read_parquet(
-        _absolute(parts),
+        _absolute(parts[::-1]),  # unless by name, the first gives the columns: one of the latest run
+        union_by_name=by_name,
         hive_partitioning=False,  # run_id is a column of the files, too
         filename=True,
         file_row_number=True,

@@ -23,7 +23,7 @@ FROM (VALUES
 -- The key columns of every row, read once: what the rows below are chosen by.
 CREATE TABLE internal.keys AS
 SELECT
-    filename, file_row_number, run_id, scanned_at, uri, content_tag, model_digest, settings_digest,
+    schema_version, filename, file_row_number, run_id, scanned_at, uri, content_tag, model_digest, settings_digest,
     span_index, span_count, p.status, error, coalesce(s.failed, true) AS failed, coalesce(s.rank, 0) AS rank
 FROM internal.parts AS p
 LEFT JOIN internal.statuses AS s ON s.status = p.status;
