@@ -7,7 +7,7 @@ RESULTS ?= demo-results
 HEADLESS = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	--force-reinstall --no-deps opencv-python-headless
 
-.PHONY: demo test lint bench archive docs clean
+.PHONY: demo test lint bench chaos bench-scale bench-gpu archive docs clean
 
 demo: $(VENV)/.installed  ## scan the sample archive and show what was found
 	$(BIN)/deepsweep scan tests/archive --out $(RESULTS) --rescan || [ $$? -eq 3 ]
@@ -21,8 +21,17 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+chaos: $(VENV)/.installed-dev  ## 20 scans with lost nodes, killed workers and drivers, and a bucket that fails
+	$(BIN)/python -m tests.chaos --schedules 20 --seed 1
+
 bench: $(VENV)/.installed-dev  ## video-seconds per second: the scan, its stages, ffmpeg, the plain script
 	$(BIN)/python -m tests.bench
+
+bench-scale: $(VENV)/.installed-dev  ## the driver on a million keys and 100,000 spans; 1, 2, 4 and 8 nodes
+	$(BIN)/python -m tests.bench_scale
+
+bench-gpu: $(VENV)/.installed-dev  ## clips per second of the scoring actor, and of the bare network
+	$(BIN)/python -m tests.bench_gpu
 
 archive: $(VENV)/.installed-dev  ## draw the sample archive again
 	$(BIN)/python -m tests.zoo tests/archive

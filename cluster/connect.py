@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from cluster.nodes import OBJECT_STORE_BYTES
 from cluster.plan import MIN_CPUS, Room
 from scanner.errors import EXIT_PREFLIGHT, UserError, first_line
 
+STORE_PER_CORE = 128 << 20  # crops of four spans with one face: one in the making, one waiting, two being scored
 OBJECT_STORE_SHARE = 0.5  # of what the shared-memory file system has free: beyond it Ray falls back to the disk
 CONNECT_TIMEOUT_S = 10.0
 CLIENT_ATTEMPTS = 3
@@ -38,18 +40,21 @@ class Resources:
     rooms: tuple[Room, ...] = ()  # what is free, node by node
 
 
-def connect(address: str | None, gpus: int | None) -> Resources:
+def connect(address: str | None, gpus: float | None) -> Resources:
     """Start Ray on this machine, or connect to a cluster, and check that a scan fits.
 
-    gpus: at most so many are used; None for all. Raises UserError (exit code 4) with the fix.
+    gpus: at most so many are used, below 1 that share of one; None for all that are wholly free.
+    Raises UserError (exit code 4) with the fix.
     """
+    if address is None:
+        resources_here(gpus)  # Ray believes in as many GPUs as it is told of
     attach(address, gpus)
     import ray
 
     total, free = ray.cluster_resources(), ray.available_resources()
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     found = float(free.get("GPU", 0))
-    cpus, wanted = float(free.get("CPU", 0)), found if gpus is None else min(found, gpus)
+    cpus, wanted = float(free.get("CPU", 0)), float(int(found)) if gpus is None else min(found, gpus)
     resources = Resources(cpus, wanted, nodes, address is None, _rooms())
     try:
         _check(resources, gpus, found, float(total.get("CPU", 0)))
@@ -59,11 +64,11 @@ def connect(address: str | None, gpus: int | None) -> Resources:
     return resources
 
 
-def resources_here(gpus: int | None) -> Resources:
+def resources_here(gpus: float | None) -> Resources:
     """What a Ray that is started on this machine would have. Raises UserError (exit code 4) where no scan fits."""
     cpus, found = float(_cpus_here()), float(_gpus_here())
     wanted = found if gpus is None else min(found, gpus)
-    resources = Resources(cpus, wanted, 1, True, (Room("this machine", cpus, found),))
+    resources = Resources(cpus, wanted, 1, True, (Room("this machine", cpus, found, memory_here()),))
     _check(resources, gpus, found, cpus)
     return resources
 
@@ -80,16 +85,26 @@ def _gpus_here() -> int:
     return torch.cuda.device_count()
 
 
+def memory_here() -> float:
+    """Bytes that a Ray started here would count on for its processes."""
+    from ray._private.utils import estimate_available_memory
+
+    return float(max(0, estimate_available_memory() - object_store_bytes()))
+
+
 def _rooms() -> tuple[Room, ...]:
     import ray
     from ray._private.state import available_resources_per_node
 
     free = available_resources_per_node()
     nodes = [(node["NodeManagerAddress"], free.get(node["NodeID"], {})) for node in ray.nodes() if node["Alive"]]
-    return tuple(Room(address, float(has.get("CPU", 0)), float(has.get("GPU", 0))) for address, has in nodes)
+    return tuple(
+        Room(address, float(has.get("CPU", 0)), float(has.get("GPU", 0)), float(has.get("memory", math.inf)))
+        for address, has in nodes
+    )
 
 
-def attach(address: str | None, gpus: int | None = None) -> None:
+def attach(address: str | None, gpus: float | None = None) -> None:
     """Start Ray on this machine, or connect to a cluster, whatever it has. Raises UserError (exit code 4)."""
     _hush()
     import ray
@@ -101,7 +116,7 @@ def attach(address: str | None, gpus: int | None = None) -> None:
             show_token()
     else:
         options |= {
-            "num_gpus": gpus,
+            "num_gpus": None if gpus is None else math.ceil(gpus),
             "num_cpus": _cpus_here(),
             "include_dashboard": False,
             "object_store_memory": object_store_bytes(),
@@ -110,6 +125,7 @@ def attach(address: str | None, gpus: int | None = None) -> None:
         with _without_stderr(), _keeping_sigterm():
             # "local": without an address Ray would join whatever cluster was last started on this machine.
             _patiently(lambda: ray.init(address=address or "local", namespace="deepsweep", **options))
+        _mute_nodes()
     except Exception as error:  # a node that starts too slowly is a bare Exception to Ray
         where = "Ray could not be started here" if address is None else f"no Ray cluster answers at {address}"
         token = "" if address is None else f" {TOKEN_HINT}"
@@ -186,7 +202,7 @@ def _check_answers(address: str) -> None:
         ) from None
 
 
-def _check(resources: Resources, wanted_gpus: int | None, found_gpus: float, all_cpus: float) -> None:
+def _check(resources: Resources, wanted_gpus: float | None, found_gpus: float, all_cpus: float) -> None:
     if resources.cpus < MIN_CPUS:
         mend = (
             "it is busy: wait for what it runs"
@@ -196,9 +212,13 @@ def _check(resources: Resources, wanted_gpus: int | None, found_gpus: float, all
         raise UserError(
             f"the cluster has {resources.cpus:g} of {all_cpus:g} CPUs free, and a scan needs 2: {mend}.", EXIT_PREFLIGHT
         )
+    if wanted_gpus and wanted_gpus > 1 and wanted_gpus != int(wanted_gpus):
+        raise UserError(
+            f"--gpus {wanted_gpus:g} is neither whole nor a share of one GPU: write 2, or 0.5.", EXIT_PREFLIGHT
+        )
     if wanted_gpus and found_gpus < wanted_gpus:
         raise UserError(
-            f"--gpus {wanted_gpus} was asked for, but Ray sees {found_gpus:g}: lower it, or check nvidia-smi"
+            f"--gpus {wanted_gpus:g} was asked for, but Ray sees {found_gpus:g}: lower it, or check nvidia-smi"
             " and CUDA_VISIBLE_DEVICES.",
             EXIT_PREFLIGHT,
         )
@@ -206,7 +226,7 @@ def _check(resources: Resources, wanted_gpus: int | None, found_gpus: float, all
 
 def object_store_bytes() -> int:
     """Room for blocks that a Ray started here is given."""
-    room = OBJECT_STORE_BYTES
+    room = max(OBJECT_STORE_BYTES, _cpus_here() * STORE_PER_CORE)
     with contextlib.suppress(OSError):
         room = min(room, int(shutil.disk_usage("/dev/shm").free * OBJECT_STORE_SHARE))
     return max(MIN_OBJECT_STORE, room)
@@ -221,6 +241,13 @@ def _hush() -> None:
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # its import sets the level of its loggers anew
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _mute_nodes() -> None:
+    """Keep from stdout, where events go, what Ray prints there of lost workers and nodes: it has no switch."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *_, **__: None
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from scanner.errors import EXIT_PREFLIGHT, UserError
 
@@ -18,7 +19,12 @@ SINK_CPUS = 0.1
 
 #: Cores whose analysed clips keep one CPU scorer busy: measured, scoring costs 0.29 of the analysis.
 CORES_PER_CPU_SCORER = 3
-SPANS_PER_GPU_BATCH = 16  # about 300 clips of 60 s spans: several full passes, and few parts on disk
+#: The most spans that a GPU scores, and that a part on disk holds, at once. The crops of a one-face span are 33 MB
+#: (60 s, 5 a second, 192 px): two batches of 4 with six faces each just fit into a 2 GiB object store.
+SPANS_PER_GPU_BATCH = 4
+SPANS_PER_PART = 16
+#: A batch waits for spans to come. With so many analysers for each of them it waits for a quarter of what one takes.
+ANALYZERS_PER_BATCHED_SPAN = 4
 MIN_CPUS = 1.5
 STAGES = {"split": "fetch videos", "analyze": "analyse videos", "score": "score clips", "sink": "write results"}
 SHOWN_NODES = 4  # in a message
@@ -27,16 +33,29 @@ TOLERANCE = 1e-6  # Ray counts in ten-thousandths, so sums of shares may come ou
 
 @dataclass(frozen=True)
 class Room:
-    """What is free on one node."""
+    """What is free on one node, or what a node to come will have. memory: bytes for processes, of Ray's count."""
 
     address: str
     cpus: float
     gpus: float = 0.0
+    memory: float = math.inf
+
+
+class Share(NamedTuple):
+    """What one actor takes of a node; those that take most come last."""
+
+    gpus: float
+    cpus: float
+    memory: float = 0.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Keyword arguments for each stage of the dataset, and where the network runs."""
+    """Keyword arguments for each stage of the dataset, and where the network runs.
+
+    analyzers, scorers: actors to begin with. most_analyzers, most_scorers: once the cluster has grown as far as it may.
+    short_of_memory: analysers that the cores would carry, but not the memory.
+    """
 
     analyzers: int
     scorers: int
@@ -45,92 +64,127 @@ class Plan:
     analyze: dict[str, Any]
     score: dict[str, Any]
     sink: dict[str, Any]
+    most_analyzers: int
+    most_scorers: int
+    short_of_memory: int = 0
 
 
 def make_plan(cpus: float, gpus: float, nodes: int = 1) -> Plan:
     """Actor pools for so many cores and GPUs, wherever they are; cpus >= MIN_CPUS."""
-    return _plan(*_sizes(cpus, gpus, nodes), use_gpu=gpus >= 1)
+    sizes = dict(zip(STAGES, _sizes(cpus, gpus, nodes), strict=True))
+    return _plan(sizes, sizes, _shares(gpus, 0))
 
 
-def plan_for(rooms: Sequence[Room], gpus: float) -> Plan:
-    """Actor pools for these nodes, on which each actor has its cores and its GPU on one of them.
+def plan_for(
+    rooms: Sequence[Room],
+    gpus: float,
+    memory_limit: int = 0,
+    grown: Sequence[Room] = (),
+    most_gpus: float = math.inf,
+) -> Plan:
+    """Actor pools for these nodes, on which each actor has its cores, its GPU and its memory on one of them.
 
-    gpus: at most so many are used. An actor that finds no node is left out: Ray would wait for its place for ever.
+    gpus: at most so many are used; below 1, that share of one. memory_limit: bytes that a child that analyses may take.
+    grown: the nodes of the cluster once it has grown as far as it may, where it can; pools then grow, and shrink again.
+    most_gpus: at most so many are used then. Clips are scored where they are at the beginning: on GPUs, or on the CPU.
+    An actor that finds no node is left out: Ray would wait for its place for ever. Where no node has memory_limit,
+    one analyser goes to each that has the most.
     Raises UserError (exit code 4) where a stage would be left without any.
     """
-    use_gpu = gpus >= 1
-    wanted = _sizes(sum(room.cpus for room in rooms), gpus, len(rooms))
-    placed = _placed(rooms, wanted, use_gpu)
-    for stage, (cpus, gpu) in _shares(use_gpu).items():
+    memory = min(memory_limit, max((room.memory for room in rooms if room.cpus >= ANALYZE_CPUS), default=0))
+    shares = _shares(gpus, memory)
+    placed = _placed(rooms, gpus, shares)
+    for stage, share in shares.items():
         if not placed[stage]:
-            raise UserError(_no_place(stage, cpus, gpu, rooms), EXIT_PREFLIGHT)
-    return _plan(*(placed[stage] for stage in STAGES), use_gpu=use_gpu)
+            raise UserError(_no_place(stage, share, rooms), EXIT_PREFLIGHT)
+    without_limit = _placed(rooms, gpus, _shares(gpus, 0))
+    most_gpus = gpus if gpus < 1 else min(most_gpus, sum(room.gpus for room in grown))
+    most = _placed(grown, most_gpus, shares) | placed
+    if any(math.isinf(room.memory) for room in grown):  # the autoscaler starts no node for what it does not know of
+        shares = _shares(gpus, 0)
+    return _plan(placed, most, shares, short_of_memory=without_limit["analyze"] - placed["analyze"])
 
 
 def _sizes(cpus: float, gpus: float, nodes: int) -> tuple[int, int, int, int]:
     """Actors of each of STAGES."""
     cores = max(1, int(cpus))
     # More GPUs than cores would starve, and their actors take shares of the cores as well.
-    scorers = min(int(gpus), cores) if gpus >= 1 else max(1, int(cpus / CORES_PER_CPU_SCORER))
+    scorers = min(math.ceil(gpus), cores) if gpus else max(1, int(cpus / CORES_PER_CPU_SCORER))
     splitters, sinks = max(1, min(nodes, cores // 4)), max(1, cores // 16)
     others = scorers * SCORE_CPUS + splitters * SPLIT_CPUS + sinks * SINK_CPUS
     analyzers = max(1, min(cores, int((cpus - others) / ANALYZE_CPUS)))
     return splitters, analyzers, scorers, sinks
 
 
-def _shares(use_gpu: bool) -> dict[str, tuple[float, int]]:
-    """(cores, GPUs) of one actor of each of STAGES."""
+def _shares(gpus: float, memory: float) -> dict[str, Share]:
+    """What one actor of each of STAGES takes."""
     return {
-        "split": (SPLIT_CPUS, 0),
-        "analyze": (ANALYZE_CPUS, 0),
-        "score": (SCORE_CPUS, 1 if use_gpu else 0),
-        "sink": (SINK_CPUS, 0),
+        "split": Share(0, SPLIT_CPUS),
+        "analyze": Share(0, ANALYZE_CPUS, memory if math.isfinite(memory) else 0),
+        "score": Share(min(gpus, 1), SCORE_CPUS),
+        "sink": Share(0, SINK_CPUS),
     }
 
 
-def _placed(rooms: Sequence[Room], wanted: Sequence[int], use_gpu: bool) -> Counter[str]:
+def _placed(rooms: Sequence[Room], gpus: float, shares: dict[str, Share]) -> Counter[str]:
     """How many actors of each stage find a node: one of each first, and each where it leaves the least behind."""
-    free = [[room.gpus, room.cpus] for room in rooms]
-    shares, placed = _shares(use_gpu), Counter[str]()
-    more = {stage: count - 1 for stage, count in zip(STAGES, wanted, strict=True)}
+    free = [Share(room.gpus, room.cpus, room.memory) for room in rooms]
+    wanted = dict(zip(STAGES, _sizes(sum(room.cpus for room in rooms), gpus, len(rooms)), strict=True))
     # Those that need most go first: a GPU and a core beside it, then most of a core.
-    order = sorted(STAGES, key=lambda stage: shares[stage][::-1], reverse=True)
-    for stage in [*order, *(another for another in order for _ in range(more[another]))]:
-        cpus, gpus = shares[stage]
-        fitting = [room for room in free if room[0] >= gpus - TOLERANCE and room[1] >= cpus - TOLERANCE]
-        if fitting:
-            best = min(fitting)  # nodes without GPUs before those with
-            best[0] -= gpus
-            best[1] -= cpus
-            placed[stage] += 1
+    order = sorted(STAGES, key=lambda stage: shares[stage], reverse=True)
+    placed = Counter({stage: _place(free, shares[stage], 1) for stage in order})
+    for stage in order:
+        placed[stage] += _place(free, shares[stage], wanted[stage] - 1)
     return placed
 
 
-def _no_place(stage: str, cpus: float, gpus: int, rooms: Sequence[Room]) -> str:
-    needs = f"{cpus:g} CPU{' and a whole GPU' if gpus else ''} free on one node"
+def _place(free: list[Share], share: Share, count: int) -> int:
+    """Take what so many actors need from the nodes, those with least first: without GPUs before those with.
+
+    Returns how many found a place.
+    """
+    placed = 0
+    for number in sorted(range(len(free)), key=free.__getitem__):
+        pairs = list(zip(free[number], share, strict=True))
+        fits = int(min(count - placed, *((has + TOLERANCE) / need for has, need in pairs if need)))
+        free[number] = Share(*(has - fits * need for has, need in pairs))
+        placed += fits
+    return placed
+
+
+def _no_place(stage: str, share: Share, rooms: Sequence[Room]) -> str:
+    gpu = "" if not share.gpus else " and a whole GPU" if share.gpus == 1 else f" and {share.gpus:g} of a GPU"
+    needs = f"{share.cpus:g} CPU{gpu} free on one node"
     best = sorted(rooms, key=lambda room: (room.gpus, room.cpus), reverse=True)
     found = ", ".join(f"{room.address} has {room.cpus:g} CPUs and {room.gpus:g} GPUs" for room in best[:SHOWN_NODES])
     more = f", {len(best) - SHOWN_NODES} nodes have less" if len(best) > SHOWN_NODES else ""
-    mend = "start Ray there with a core for each GPU, or scan with --gpus 0" if gpus else "add a node with 2 CPUs"
+    mend = "start Ray there with a core for each GPU, or scan with --gpus 0" if gpu else "add a node with 2 CPUs"
     return f"an actor that is to {STAGES[stage]} needs {needs}, but {found}{more}: {mend}."
 
 
-def _plan(splitters: int, analyzers: int, scorers: int, sinks: int, *, use_gpu: bool) -> Plan:
-    batch = SPANS_PER_GPU_BATCH if use_gpu else 1
+def _plan(now: dict[str, int], most: dict[str, int], shares: dict[str, Share], short_of_memory: int = 0) -> Plan:
+    """A plan that begins with `now` actors of each of STAGES, and never has more than `most`."""
+    use_gpu = shares["score"].gpus > 0
+    batch = max(1, now["analyze"] // ANALYZERS_PER_BATCHED_SPAN)
+    scored = min(batch, SPANS_PER_GPU_BATCH) if use_gpu else 1
+    pools = {stage: _pool(now[stage], most[stage], share) for stage, share in shares.items()}
     return Plan(
-        analyzers=analyzers,
-        scorers=scorers,
+        analyzers=now["analyze"],
+        scorers=now["score"],
         device="cuda" if use_gpu else "cpu",
-        split=_pool(splitters, SPLIT_CPUS),
-        analyze=_pool(analyzers, ANALYZE_CPUS),
-        score=_pool(scorers, SCORE_CPUS, num_gpus=1 if use_gpu else 0, batch_size=batch),
-        sink=_pool(sinks, SINK_CPUS, batch_size=batch),
+        split=pools["split"],
+        analyze=pools["analyze"],
+        score=pools["score"] | {"num_gpus": shares["score"].gpus, "batch_size": scored},
+        sink=pools["sink"] | {"batch_size": min(batch, SPANS_PER_PART) // scored},  # of what was scored together
+        most_analyzers=most["analyze"],
+        most_scorers=most["score"],
+        short_of_memory=short_of_memory,
     )
 
 
-def _pool(size: int, cpus: float, **more: Any) -> dict[str, Any]:
+def _pool(size: int, most: int, share: Share) -> dict[str, Any]:
     from ray.data import ActorPoolStrategy  # `doctor` must be able to say that it can't be imported
 
     # Two tasks in flight: the next span's bytes are there when the last one is done.
-    pool = ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
-    return {"compute": pool, "num_cpus": cpus, **more}
+    pool = ActorPoolStrategy(min_size=size, max_size=max(size, most), max_tasks_in_flight_per_actor=2)
+    return {"compute": pool, "num_cpus": share.cpus} | ({"memory": int(share.memory)} if share.memory else {})

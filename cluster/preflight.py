@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import platform
 import shutil
@@ -15,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from cluster.connect import Resources, connect, disconnect, object_store_bytes
 from cluster.plan import Plan, plan_for
 from cluster.versions import deepsweep_version, ray_version
+from cluster.workers import rooms_at_most
 from scanner.errors import EXIT_PREFLIGHT, UserError
 
 ANSWER_S = 60.0  # for a node's worker to start and to look; it takes a second or two
@@ -33,10 +35,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Needs:
-    """What a scan wants of a node. scratch: the folder for downloads, or None where nothing is downloaded."""
+    """What a scan wants of a node. scratch: the folder for downloads, or None where nothing is downloaded.
+
+    memory: bytes that each video in analysis may take.
+    """
 
     scratch: str | None
     scratch_bytes: int
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Answer(Generic[T]):
     failure: str | None = None
 
 
-def ready(address: str | None, gpus: int | None, needs: Needs) -> tuple[Resources, Plan]:
+def ready(address: str | None, gpus: float | None, needs: Needs) -> tuple[Resources, Plan]:
     """Connect to Ray, or start it here, once everything is fit for a scan; what there is, and the actors for it.
 
     Raises UserError (exit code 4) with what is wrong and the fix.
@@ -80,7 +86,8 @@ def ready(address: str | None, gpus: int | None, needs: Needs) -> tuple[Resource
     try:
         if not resources.local:
             _refuse(on_every_node(node_facts, needs.scratch, timeout_s=ANSWER_S), needs)
-        return resources, plan_for(resources.rooms, resources.gpus)
+        most_gpus = math.inf if gpus is None else gpus
+        return resources, plan_for(resources.rooms, resources.gpus, needs.memory, rooms_at_most(), most_gpus)
     except UserError:
         disconnect()
         raise

@@ -54,7 +54,7 @@ class ClusterSettings:
         pattern=r"ami-[0-9a-f]+",
     )
     head_type: str = setting("m6i.xlarge", "Instance type of the head.", of=AWS, metavar="TYPE")
-    cpu_type: str = setting("c6i.4xlarge", "Instance type of the workers that decode.", of=AWS, metavar="TYPE")
+    cpu_type: str = setting("m6i.4xlarge", "Instance type of the workers that decode.", of=AWS, metavar="TYPE")
     gpu_type: str = setting("g5.xlarge", "Instance type of the workers that score.", of=AWS, metavar="TYPE")
     spot: bool = setting(True, "Take spot instances first, on-demand ones where there are none.", of=AWS)
     disk_gb: int = setting(150, "Disk of each node in GB: system, libraries, videos in work.", of=AWS, low=40)

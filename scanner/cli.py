@@ -36,7 +36,7 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """Loads commands when they are called, and turns UserError into one sentence and its exit code."""
+    """Loads commands when they are called, and turns errors that people can mend into a sentence and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -60,6 +60,10 @@ class Commands(click.Group):
         except UserError as error:
             click.echo(f"deepsweep: {escape_controls(str(error))}", err=True)
             sys.exit(error.exit_code)
+        except ImportError as error:
+            fix = "`deepsweep doctor` names the fix."
+            click.echo(f"deepsweep: a library can't be loaded ({escape_controls(str(error))}): {fix}", err=True)
+            sys.exit(EXIT_PREFLIGHT)
         except KeyboardInterrupt:
             click.echo("deepsweep: interrupted", err=True)
             sys.exit(EXIT_INTERRUPTED)
@@ -156,12 +160,8 @@ def scan(sources: tuple[str, ...], config_file: str | None, **options: Any) -> N
     if sources:
         given["sources"] = sources
     config = ScanConfig(**(load_config_file(config_file) | given))
-    try:
-        from scanner.scan import scan as run_scan
-    except ImportError as error:
-        raise UserError(
-            f"a library can't be loaded ({error}): `deepsweep doctor` names the fix.", EXIT_PREFLIGHT
-        ) from None
+    from scanner.scan import scan as run_scan
+
     sys.exit(run_scan(config))
 
 

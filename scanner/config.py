@@ -91,7 +91,7 @@ class ScanConfig:
     address: str | None = option(
         None, "Ray cluster: auto, HOST:PORT or ray://HOST:PORT [default: start Ray here].", metavar="ADDRESS"
     )
-    gpus: int | None = option(None, "GPUs to use [default: all that Ray sees].", low=0)
+    gpus: float | None = option(None, "GPUs to use, or a share of one: 0.5 [default: all that are free].", low=0)
     stall_minutes: float | None = option(
         None,
         "Stop if nothing moves for so long [default: twice --span-timeout, and 12 minutes or more for downloads].",

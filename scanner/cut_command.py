@@ -76,12 +76,7 @@ def clips(question: str | None, results: str, out: str, params: tuple[str, ...],
     Exit codes: 0 done, 2 usage, 3 some could not be cut, 4 storage or libraries, 5 nothing to cut,
     130 interrupted (finished files are kept).
     """
-    try:
-        code = run(question or DEFAULT_QUERY, results, out, dict(map(split_param, params)), **options)
-    except ImportError as error:
-        raise UserError(
-            f"a library can't be loaded ({error}): `deepsweep doctor` names the fix.", errors.EXIT_PREFLIGHT
-        ) from None
+    code = run(question or DEFAULT_QUERY, results, out, dict(map(split_param, params)), **options)
     sys.exit(code)
 
 

@@ -42,6 +42,13 @@ def pulse() -> tuple[int, ...]:
     return tuple(getattr(operator.metrics, name, 0) for operator in operators for name in _GROWING)
 
 
+def forget_blocks() -> None:
+    """Drop the figures that Ray Data keeps of every block until the end, 1 KB each: nobody reads them."""
+    for executor in _executors():
+        for operator in list(executor._topology or ()):
+            getattr(operator, "_output_blocks_stats", []).clear()
+
+
 def diagnose() -> list[str]:
     """What everything waits for, in sentences: the stages, the nodes, the driver. Takes up to LOOK_S."""
     stages = [stage for executor in _executors() for stage in read_stages(executor)]

@@ -126,7 +126,7 @@ def _plan(config: ScanConfig, inventory: Inventory) -> dict[str, Any]:
     if config.address is None:
         check_here(wanted)
         resources = resources_here(config.gpus)
-        return plan_facts(resources, plan_for(resources.rooms, resources.gpus))
+        return plan_facts(resources, plan_for(resources.rooms, resources.gpus, wanted.memory))
     try:
         return plan_facts(*ready(config.address, config.gpus, wanted))
     finally:
@@ -208,7 +208,16 @@ def _plan_line(plan: dict[str, Any], config: ScanConfig) -> str:
     where = "this machine" if config.address is None else f"the {plan['nodes']} nodes at {config.address}"
     scoring = f"{plan['scorers']} scoring on {'GPUs' if plan['device'] == 'cuda' else 'the CPU'}"
     has = f"{plan['cpus']:g} CPUs and {plan['gpus']:g} GPUs"
-    return f"on {where}, with {has} free: {plan['analyzers']} analysing actors, {scoring}"
+    analyzers = f"{plan['analyzers']} analysing actors"
+    if plan["most_analyzers"] > plan["analyzers"]:
+        analyzers += f", up to {plan['most_analyzers']} as the cluster grows"
+    line = f"on {where}, with {has} free: {analyzers}, {scoring}"
+    if plan["short_of_memory"]:
+        line += (
+            f"; memory for {plan['short_of_memory']} more analysing actors is missing"
+            f" (--memory-limit {config.memory_limit / (1 << 30):.2g}GB each)"
+        )
+    return line
 
 
 def _interval(estimate: Estimate, show: Callable[[float], str]) -> str:

@@ -18,7 +18,7 @@ from urllib.parse import quote_from_bytes
 import click
 
 from scanner.config import ScanConfig
-from scanner.errors import EXIT_INTERRUPTED, EXIT_NOTHING_TO_SCAN, EXIT_OK, EXIT_PREFLIGHT, EXIT_SOME_FAILED, UserError
+from scanner.errors import EXIT_INTERRUPTED, EXIT_NOTHING_TO_SCAN, EXIT_OK, EXIT_SOME_FAILED, UserError
 from scanner.labels import LAYOUTS, Labelled, find_labelled
 
 if TYPE_CHECKING:
@@ -98,14 +98,9 @@ def evaluate(
     items = _videos_of(data, layout, limit, seed)
     folder = _folder(out)
     scans = _Scans(folder, spec, ScanConfig(model=model, address=address, retry_failed=retry_failed, quiet=quiet))
-    try:
-        from models.evaluation import evaluate as report_on
+    from models.evaluation import evaluate as report_on
 
-        rows = scans.rows([item.uri for item in items], "results")
-    except ImportError as error:
-        raise UserError(
-            f"a library can't be loaded ({error}): `deepsweep doctor` names the fix.", EXIT_PREFLIGHT
-        ) from None
+    rows = scans.rows([item.uri for item in items], "results")
     judged = [_judged(item, rows.get(item.uri)) for item in items]
     scored = [(item, row) for item, row in zip(items, judged, strict=True) if row.score is not None]
     again = [] if crf is None else _judge_copies(scored, rows, crf, scans)

@@ -9,9 +9,9 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any
 
+from scanner.errors import UserError
 from scanner.progress import Progress
 from scanner.results import write_run
-from scanner.storage import S3_ERRORS
 
 BEAT_S = 30.0  # on S3 a beat is one small PUT: 1,200 in ten hours
 
@@ -29,7 +29,7 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Write the record for the first time, and from now on. Raises OSError or UserError where that fails."""
+        """Write the record for the first time, and from now on. Raises UserError where that fails."""
         self._write()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
         self._thread.start()
@@ -45,13 +45,13 @@ class Heartbeat:
         if error is not None:
             why = str(error) or type(error).__name__
             end = {"finished_at": datetime.now(timezone.utc).isoformat(), "broke_off": why}
-            with contextlib.suppress(OSError, *S3_ERRORS):
+            with contextlib.suppress(UserError):
                 self._write(**end)
 
     def _beat(self) -> None:
         while not self._stop.wait(self._every_s):
             # A beat that can't be written is missed; what the scan itself can't write ends it.
-            with contextlib.suppress(OSError, *S3_ERRORS):
+            with contextlib.suppress(UserError):
                 self._write()
 
     def _write(self, **more: Any) -> None:

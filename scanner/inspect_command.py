@@ -14,7 +14,6 @@ from queries.text import escape_controls
 from scanner import errors
 from scanner.cli import setting_options
 from scanner.config import ScanConfig, load_config_file
-from scanner.errors import UserError
 
 if TYPE_CHECKING:
     from scanner.inspect_progress import Progress
@@ -63,12 +62,7 @@ def inspect(
     given = {name: value for name, value in options.items() if value is not None}
     settings = {name: value for name, value in load_config_file(config_file).items() if name in SETTINGS}
     config = ScanConfig(**(settings | given))
-    try:
-        code = run(video, config, out=out, overlay=overlay, as_json=as_json, force=force)
-    except ImportError as error:
-        raise UserError(
-            f"a library can't be loaded ({error}): `deepsweep doctor` names the fix.", errors.EXIT_PREFLIGHT
-        ) from None
+    code = run(video, config, out=out, overlay=overlay, as_json=as_json, force=force)
     sys.exit(code)
 
 

@@ -6,16 +6,18 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 
 from models.spec import ModelError, ModelSpec
 from scanner.analysis import Analysis, analyze_span, probe_video
+from scanner.attempts import DIED, attempt
 from scanner.clips import ClipRef, ClipScores, Thumbnail, clips_of, jpeg, pad
 from scanner.config import ScanConfig
 from scanner.decode import DecodeError
@@ -25,6 +27,7 @@ from scanner.records import RunFacts, Span, span_row
 from scanner.results import Status, write_part
 from scanner.scratch import FetchError, Scratch
 from scanner.sources import Video
+from scanner.storage import CredentialsFailed
 
 if TYPE_CHECKING:  # the stages work without Ray, too: one video is inspected in a process of its own
     import ray.data
@@ -83,7 +86,7 @@ class Todo:
 
 
 def dataset(todo: list[Any], work: Work, plan: Plan) -> ray.data.Dataset:
-    """The whole scan as a lazy, streaming dataset; reading its rows (see `Sink`) runs it.
+    """The whole scan as a lazy, streaming dataset; reading its rows (see `written`) runs it.
 
     todo: references to blocks as `todo_block` makes them. Every video comes out as at least one row:
     stages turn whatever goes wrong with it into a status.
@@ -101,9 +104,24 @@ def dataset(todo: list[Any], work: Work, plan: Plan) -> ray.data.Dataset:
 # --- what travels between stages --------------------------------------------------------------------------
 
 
+class Written(NamedTuple):
+    """A span that is in RESULTS, as far as the driver counts it."""
+
+    uri: str
+    siblings: int
+    status: str
+    seconds: float  # of video that were analysed
+    flagged: int  # clips
+
+
+def written(batch: Mapping[str, Iterable[bytes]]) -> list[Written]:
+    """The spans of a batch of `dataset`'s rows."""
+    return _unpack_batch(batch)
+
+
 def todo_block(items: Iterable[Todo]) -> pa.Table:
-    """A block of the dataset's input."""
-    return pa.table({"item": pa.array([pickle.dumps(item) for item in items], pa.binary())})
+    """A block of the dataset's input: one row with all of them, 30 instead of 250 bytes each for a bucket's keys."""
+    return pa.table({"item": pa.array([zlib.compress(pickle.dumps(list(items)), level=1)], pa.binary())})
 
 
 def _pack(item: Any) -> dict[str, Any]:
@@ -125,17 +143,22 @@ class SplitIntoSpans:
         self.work = work
         self.guard = guard or Guard(preload=("scanner.decode",), memory_limit=work.memory_limit)
 
-    def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        todo: Todo = _unpack(row)
-        with timed("split"):
-            spans = self.split(todo.video)
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for todo in pickle.loads(zlib.decompress(row["item"])):
+            yield from map(_pack, self.left(todo))
+
+    def left(self, todo: Todo) -> list[Span]:
+        """The spans of a video that are still to be analysed, or the one that says why there are none."""
+        video = todo.video
+        with timed("split"), attempt("split", self.work.run.run_id, video.uri, video.content_tag) as may_try:
+            spans = self.split(video) if may_try else [_whole(video).failed(Status.CRASHED, DIED)]
         if spans[0].status is Status.OK:  # a video that can't be opened any more says so, whatever was done of it
             spans = [span for span in spans if span.index not in todo.done]
-        return [_pack(replace(span, siblings=len(spans) - 1)) for span in spans]
+        return [replace(span, siblings=len(spans) - 1) for span in spans]
 
     def split(self, video: Video) -> list[Span]:
         """The spans of a video; one that has failed already if its header can't be read."""
-        whole = Span(video.uri, video.content_tag, video.size_bytes)
+        whole = _whole(video)
         limit = self.work.max_video_size
         if video.error is not None:
             return [whole.failed(Status.MISSING, video.error)]
@@ -148,6 +171,8 @@ class SplitIntoSpans:
                 info = self.guard.run(probe_video, str(path), deadline_s=deadline)
         except (DecodeError, FetchError, GuardFailure) as failure:
             return [whole.failed(failure.status, str(failure))]
+        except CredentialsFailed:  # nothing to note of this video: it ends the scan
+            raise
         except Exception as error:
             return [whole.failed(Status.DECODE_ERROR, _unforeseen(error))]
         if info.duration_s > self.work.max_video_seconds:
@@ -176,8 +201,8 @@ class Analyze:
         if span.status is not Status.OK:
             return _pack(span)
         began = time.perf_counter()
-        with timed("analyze"):
-            span = self.analyze(span)
+        with timed("analyze"), attempt("analyze", *_identity(span, self.work)) as may_try:
+            span = self.analyze(span) if may_try else span.failed(Status.CRASHED, DIED)
         return _pack(replace(span, worker_s=span.worker_s + time.perf_counter() - began))
 
     def analyze(self, span: Span) -> Span:
@@ -188,6 +213,8 @@ class Analyze:
                 signals = self._signals(span, path)
         except (DecodeError, FetchError, GuardFailure) as failure:
             return span.failed(failure.status, str(failure))
+        except CredentialsFailed:
+            raise
         except Exception as error:
             return span.failed(Status.DECODE_ERROR, _unforeseen(error))
         if span.count == 1:
@@ -227,9 +254,18 @@ class Score:
         spans = [pickle.loads(item) for item in batch["item"]]
         began = time.perf_counter()
         with timed("score"):
-            spans = self.score(spans)
+            spans = self.attempt(spans)
         each = (time.perf_counter() - began) / len(spans)
         return _pack_batch(replace(span, worker_s=span.worker_s + each) for span in spans)
+
+    def attempt(self, spans: list[Span]) -> list[Span]:
+        """Score them, unless this process died over the same ones time and again: then one by one, but the culprit."""
+        with attempt("score", *(part for span in spans for part in _identity(span, self.work))) as may_try:
+            if may_try:
+                return self.score(spans)
+            if len(spans) == 1:
+                return [spans[0].failed(Status.CRASHED, DIED)]
+            return [one for span in spans for one in self.attempt([span])]
 
     def score(self, spans: list[Span]) -> list[Span]:
         """The same spans, those with clips scored, all without their crops."""
@@ -285,23 +321,26 @@ class Score:
 
 
 class Sink:
-    """Spans → rows of one Parquet part; passes on only what the driver counts."""
+    """Spans → rows of one Parquet part; passes on only what the driver counts, see `written`."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        spans: list[Span] = [pickle.loads(item) for item in batch["item"]]
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        spans: list[Span] = _unpack_batch(batch)
         rows = [span_row(span, self.work.run) for span in spans]
         with timed("write"):
             write_part(self.work.results, self.work.run.run_id, rows)
-        return {
-            "uri": [row["uri"] for row in rows],
-            "remaining": [span.siblings for span in spans],
-            "status": [row["status"] for row in rows],
-            "seconds": [row["analyzed_s"] or 0.0 for row in rows],
-            "flagged": [sum(clip["flagged"] for clip in row["clips"]) for row in rows],
-        }
+        return _pack_batch(
+            Written(
+                row["uri"],
+                span.siblings,
+                row["status"],
+                row["analyzed_s"] or 0.0,
+                sum(clip["flagged"] for clip in row["clips"]),
+            )
+            for span, row in zip(spans, rows, strict=True)
+        )
 
 
 # --- small helpers ----------------------------------------------------------------------------------------
@@ -322,6 +361,14 @@ def min_clip_frames(spec: ModelSpec, clip_frames: int) -> int:
     return min(spec.min_clip_frames, clip_frames)
 
 
+def _whole(video: Video) -> Span:
+    return Span(video.uri, video.content_tag, video.size_bytes)
+
+
+def _identity(span: Span, work: Work) -> tuple[str, str, str, int]:
+    return work.run.run_id, span.uri, span.content_tag, span.index
+
+
 def _crops(span: Span, clip: ClipRef) -> np.ndarray:
     assert span.signals is not None, "clips come from signals"
     return span.signals.faces[clip.face].crops[clip.start : clip.stop]
@@ -334,11 +381,15 @@ def _without_crops(span: Span) -> Span:
     return replace(span, signals=replace(span.signals, faces=faces))
 
 
-def _pack_batch(items: Iterable[Span]) -> dict[str, Any]:
-    rows = [pickle.dumps(item, protocol=5) for item in items]
-    packed = np.empty(len(rows), dtype=object)
-    packed[:] = rows
+def _pack_batch(items: Iterable[Any]) -> dict[str, np.ndarray]:
+    # One row, and so one block, which costs the driver as much as one that holds a single item.
+    packed = np.empty(1, dtype=object)
+    packed[0] = pickle.dumps(list(items), protocol=5)
     return {"item": packed}
+
+
+def _unpack_batch(batch: Mapping[str, Iterable[bytes]]) -> list[Any]:
+    return [item for packed in batch["item"] for item in pickle.loads(packed)]
 
 
 def _unforeseen(error: BaseException) -> str:

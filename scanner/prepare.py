@@ -73,12 +73,7 @@ def prepare(data: tuple[str, ...], out: str, **options: Any) -> None:
     \b
     Exit codes: 0 done, 2 usage, 3 some files failed, 4 Ray or resources, 5 nothing found, 130 interrupted.
     """
-    try:
-        code = run(data, out, **options)
-    except ImportError as error:
-        raise UserError(
-            f"a library can't be loaded ({error}): `deepsweep doctor` names the fix.", errors.EXIT_PREFLIGHT
-        ) from None
+    code = run(data, out, **options)
     sys.exit(code)
 
 

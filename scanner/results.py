@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from enum import Enum
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scanner.storage import get_bytes, put_bytes
+from scanner.errors import EXIT_PREFLIGHT, UserError
+from scanner.storage import LIST, S3_ERRORS, WRITE, get_bytes, list_results, put_bytes, s3_problem
 from scanner.uris import join
 
 
@@ -48,6 +50,8 @@ FAILED = frozenset(
 )
 
 SCHEMA_VERSION = 1
+
+_MOMENT = "%Y%m%d-%H%M%S-%f"  # of a run's start, in its run_id
 
 GENERATION = "compaction.json"  # in RESULTS; see `generation`
 
@@ -180,14 +184,24 @@ def part_name(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_part(results: str, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add spans to RESULTS: whole or not at all. Raises OSError or UserError where that is impossible."""
-    put_bytes(join(results, f"spans/run_id={run_id}/{part_name(rows)}"), part_bytes(rows))
+    """Add spans to RESULTS: whole or not at all. Raises UserError (exit code 4) where that is impossible."""
+    _put(results, f"spans/run_id={run_id}/{part_name(rows)}", part_bytes(rows))
 
 
 def write_run(results: str, run: Mapping[str, Any]) -> None:
-    """Write or replace the record of a run, runs/<run_id>.json."""
+    """Write or replace the record of a run, runs/<run_id>.json. Raises UserError as write_part does."""
     data = json.dumps(run, indent=1, default=str, sort_keys=True)
-    put_bytes(join(results, f"runs/{run['run_id']}.json"), data.encode())
+    _put(results, f"runs/{run['run_id']}.json", data.encode())
+
+
+def _put(results: str, name: str, data: bytes) -> None:
+    try:
+        put_bytes(join(results, name), data)
+    except S3_ERRORS as error:  # some of which are OSErrors too
+        raise UserError(s3_problem(error, results, WRITE), EXIT_PREFLIGHT) from None
+    except OSError as error:
+        what = f"{results} can't be written to any more: {error.strerror}. Make room or mend it."
+        raise UserError(what, EXIT_PREFLIGHT) from None
 
 
 def generation(results: str) -> bytes:
@@ -208,6 +222,25 @@ def new_generation(results: str) -> None:
     put_bytes(join(results, GENERATION), json.dumps(record).encode())
 
 
-def new_run_id() -> str:
-    """Sorts by time; the random end keeps two runs of one microsecond apart."""
-    return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
+def latest_run(results: str) -> str:
+    """The last run_id of RESULTS; "" where nothing was scanned yet. Raises UserError where they can't be listed."""
+    runs = listed(results, "runs/", ".json")
+    return max((run.rpartition("/")[2].removesuffix(".json") for run in runs), default="")
+
+
+def listed(results: str, prefix: str, suffix: str) -> list[str]:
+    """As list_results, but raises UserError (exit code 4), with the fix, where S3 fails."""
+    try:
+        return list_results(results, prefix, suffix)
+    except S3_ERRORS as error:
+        raise UserError(s3_problem(error, results, LIST), EXIT_PREFLIGHT) from None
+
+
+def new_run_id(after: str = "") -> str:
+    """Sorts by time, and behind the run `after`; the random end keeps two runs of one microsecond apart."""
+    moment = datetime.now(timezone.utc)
+    with contextlib.suppress(ValueError):  # a name that somebody else gave
+        # Of two runs the views believe the later one, also where the clock was put back in between.
+        latest = datetime.strptime(after.rpartition("-")[0], _MOMENT).replace(tzinfo=timezone.utc)
+        moment = max(moment, latest + timedelta(microseconds=1))
+    return f"{moment:{_MOMENT}}-{secrets.token_hex(2)}"

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from queries.catalog import ask_catalog
 from scanner.pipeline import Todo
-from scanner.results import FAILED
+from scanner.results import FAILED, listed
 from scanner.sources import Video
-from scanner.storage import list_results
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -42,7 +41,7 @@ class Done:
     @classmethod
     def load(cls, results: str, model_digest: str, settings_digest: str, *, retry_failed: bool) -> Done:
         """Read RESULTS; keeps a 16-byte key a video. retry_failed: failed spans don't count."""
-        if not (list_results(results, "runs/", ".json") or list_results(results, "spans/", ".parquet")):
+        if not (listed(results, "runs/", ".json") or listed(results, "spans/", ".parquet")):
             return cls()
         parameters = {
             "retry": [status.value for status in FAILED] if retry_failed else [],

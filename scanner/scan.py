@@ -6,11 +6,15 @@ import contextlib
 import getpass
 import itertools
 import json
+import logging
 import platform
 import signal
 import tempfile
 import time
+import warnings
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -18,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from scanner import errors, metrics
 from scanner.config import ScanConfig
-from scanner.diagnosis import diagnose, pulse
+from scanner.diagnosis import diagnose, forget_blocks, pulse
 from scanner.errors import UserError
 from scanner.heartbeat import Heartbeat
-from scanner.pipeline import VIDEOS_PER_BLOCK, Todo, Work, dataset, todo_block
+from scanner.pipeline import VIDEOS_PER_BLOCK, Todo, Work, dataset, todo_block, written
 from scanner.progress import Progress
 from scanner.records import RunFacts
-from scanner.results import FAILED, Status, write_run
+from scanner.results import FAILED, Status, latest_run, new_run_id, write_run
 from scanner.resume import Done
 from scanner.scratch import Scratch, sweep
 from scanner.sources import check_sources, iter_videos
@@ -62,10 +66,8 @@ def scan(config: ScanConfig) -> int:
     facts = RunFacts.of(config)
     check_sources(config.sources)
     ensure_writable(config.out)
-    done = Done.load(config.out, facts.spec.digest, facts.settings_digest, retry_failed=config.retry_failed)
-    if config.rescan:
-        done = Done()
-    inventory = Inventory(config, done)
+    facts = replace(facts, run_id=new_run_id(after=latest_run(config.out)))
+    inventory = Inventory(config, _done(config, facts))  # its only owner: forgotten once all is listed
     if config.dry_run:
         from scanner.dryrun import dry_run
 
@@ -77,6 +79,11 @@ def scan(config: ScanConfig) -> int:
     if first is None:
         return _nothing_to_do(config, inventory)
     return _conclude(config, facts, outcome, progress)
+
+
+def _done(config: ScanConfig, facts: RunFacts) -> Done:
+    done = Done.load(config.out, facts.spec.digest, facts.settings_digest, retry_failed=config.retry_failed)
+    return Done() if config.rescan else done
 
 
 class Inventory:
@@ -136,6 +143,7 @@ def _run(config: ScanConfig, facts: RunFacts, inventory: Inventory, first, progr
                 if "first_result_s" not in record:
                     record["first_result_s"] = round(time.monotonic() - began, 2)
                 _count(progress, batch)
+                forget_blocks()
             record["finished_at"] = _now()
         except Stalled as stall:
             record |= {"finished_at": _now(), "interrupted": True, "stalled": stall.diagnosis}
@@ -212,7 +220,7 @@ def needs(config: ScanConfig, inventory: Inventory) -> Needs:
     from cluster.preflight import Needs
 
     folder = str(scratch_base(config)) if inventory.downloads else None
-    return Needs(folder, min(config.scratch_size, inventory.downloads))
+    return Needs(folder, min(config.scratch_size, inventory.downloads), config.memory_limit)
 
 
 def watchdog(config: ScanConfig, inventory: Inventory, progress: Progress) -> Watchdog:
@@ -228,6 +236,10 @@ def set_up_ray_data() -> None:
     """Ray Data's settings for a run of deepsweep: its own bars off, ours on."""
     import ray.data
 
+    logger = logging.getLogger("ray.data")
+    for handler in [one for one in logger.handlers if isinstance(one, logging.StreamHandler)]:
+        logger.removeHandler(handler)  # what ends a scan is told in a sentence; the traceback is in Ray's log file
+    warnings.filterwarnings("ignore", category=UserWarning, module="ray.data")  # few videos do not fill all actors
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -237,24 +249,20 @@ def set_up_ray_data() -> None:
     context.target_min_block_size = 1
     # Each stage runs ahead of the next by a few tasks only: a fetched video waits on disk, crops in memory.
     context.downstream_capacity_backpressure_ratio = RUN_AHEAD
+    context.raise_original_map_exception = True  # by default it is "UDF failed to process a data block"
     context.execution_no_progress_timeout_s = -1  # half an hour is not long for two attempts at a span: see watchdog
 
 
 def _count(progress: Progress, batch: Any) -> None:
     videos_before = progress.videos_done
-    columns = ("uri", "remaining", "status", "flagged", "seconds")
-    for uri, remaining, status, flagged, seconds in zip(*(batch[c] for c in columns), strict=True):
-        progress.span(
-            str(uri),
-            int(remaining),
-            str(status),
-            failed=Status(status) in FAILED,
-            flagged=int(flagged),
-            seconds=float(seconds),
-        )
-        metrics.count("deepsweep_spans_total", status=str(status))
-        metrics.count("deepsweep_video_seconds_total", float(seconds))
-        metrics.count("deepsweep_flagged_clips_total", int(flagged))
+    spans = written(batch)
+    for span in spans:
+        failed = Status(span.status) in FAILED
+        progress.span(span.uri, span.siblings, span.status, failed=failed, flagged=span.flagged, seconds=span.seconds)
+    for status, count in Counter(span.status for span in spans).items():
+        metrics.count("deepsweep_spans_total", count, status=status)
+    metrics.count("deepsweep_video_seconds_total", sum(span.seconds for span in spans))
+    metrics.count("deepsweep_flagged_clips_total", sum(span.flagged for span in spans))
     metrics.count("deepsweep_videos_total", progress.videos_done - videos_before)
 
 
@@ -289,6 +297,9 @@ def plan_facts(resources: Resources, plan: Plan) -> dict[str, Any]:
         "analyzers": plan.analyzers,
         "scorers": plan.scorers,
         "device": plan.device,
+        "most_analyzers": plan.most_analyzers,
+        "most_scorers": plan.most_scorers,
+        "short_of_memory": plan.short_of_memory,
     }
 
 
@@ -297,10 +308,12 @@ def _now() -> str:
 
 
 def root_cause(error: BaseException) -> str:
-    """The sentence at the bottom of a chain of Ray's wrappers."""
-    cause = getattr(error, "cause", None) or error.__cause__ or error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no message'}"
+    """What went wrong in a worker, in a sentence, out of Ray's wrappers."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or ["no message"]
+    # A traceback ends with what went wrong; whatever else Ray says of it comes behind the first line.
+    said = lines[-1 if any(line.startswith("File ") for line in lines) else 0].rstrip(".")
+    return said if isinstance(cause, UserError) else f"{type(cause).__name__}: {said}"
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from botocore.exceptions import BotoCoreError
 
 from scanner.names import has_video_extension
 from scanner.results import Status
-from scanner.storage import READ, S3_ERRORS, s3_client, s3_problem
+from scanner.storage import READ, S3_ERRORS, raise_if_credentials_failed, s3_client, s3_problem
 from scanner.uris import is_s3, local_path, split_s3
 
 _RUN_LOCK = ".deepsweep-lock"
@@ -77,7 +77,8 @@ class Scratch:
 
         content_tag, size_bytes: as inventoried; a video that is another one by now is refused.
         cancelled: asked often while waiting or downloading; true ends the fetch with status TIMEOUT.
-        Raises FetchError: MISSING (gone, denied, changed, unreachable, disk full), TOO_LARGE, TIMEOUT.
+        Raises FetchError: MISSING (gone, denied, changed, unreachable, disk full), TOO_LARGE, TIMEOUT; or
+        CredentialsFailed.
         """
         if not is_s3(uri):
             yield _local_file(uri, content_tag)
@@ -165,6 +166,7 @@ class Scratch:
             with _held(self.root / _SPACE_LOCK):  # or a count between the two names would miss the file
                 part.rename(path)
         except S3_ERRORS as error:  # some of which are OSErrors too
+            raise_if_credentials_failed(error, uri, READ)
             raise FetchError(Status.MISSING, s3_problem(error, uri, READ)) from None
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -30,7 +30,16 @@ from scanner.names import (
     is_listed,
     name_filter,
 )
-from scanner.storage import LIST, READ, S3_ERRORS, s3_client, s3_code, s3_problem
+from scanner.storage import (
+    LIST,
+    READ,
+    S3_ERRORS,
+    CredentialsFailed,
+    raise_if_credentials_failed,
+    s3_client,
+    s3_code,
+    s3_problem,
+)
 from scanner.uris import absolute, foreign_scheme, is_s3, local_path, local_uri, redacted, split_s3
 
 __all__ = ["VIDEO_EXTENSIONS", "Video", "check_sources", "iter_videos", "local_path"]
@@ -65,7 +74,8 @@ def iter_videos(
     include, exclude: fnmatch patterns ("*" crosses "/"), tried on the path below the source and on the base
     name. Folders, prefixes and globs give files with a VIDEO_EXTENSIONS name that isn't hidden; a file that
     is named, or listed in a manifest, is taken whatever it is called. Never raises for what it finds: a
-    missing file, a broken manifest line, a folder that can't be read is a Video with `error`.
+    missing file, a broken manifest line, a folder that can't be read is a Video with `error`. Only credentials
+    that fail meanwhile end it: CredentialsFailed.
     """
     wanted = name_filter(include, exclude)
     videos = itertools.chain.from_iterable(_videos(source, wanted) for source in sources)
@@ -185,7 +195,7 @@ def _from_s3(source: str, wanted: Wanted) -> Iterator[Video]:
             if listed and wanted(path):
                 yield Video(f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"'), entry["Size"])
     except S3_ERRORS as error:
-        yield Video(source, "", None, s3_problem(error, source, LIST))
+        yield _unlisted(source, error, LIST)
 
 
 def _s3_list(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
@@ -222,8 +232,13 @@ def _s3_video(uri: str) -> Video:
     except UnicodeEncodeError:
         return Video(uri.encode("utf-8", "backslashreplace").decode(), "", None, "is not UTF-8, as S3 keys are")
     except S3_ERRORS as error:
-        return Video(uri, "", None, s3_problem(error, uri, READ))
+        return _unlisted(uri, error, READ)
     return Video(uri, head["ETag"].strip('"'), head["ContentLength"])
+
+
+def _unlisted(uri: str, error: BaseException, permission: str) -> Video:
+    raise_if_credentials_failed(error, uri, permission)
+    return Video(uri, "", None, s3_problem(error, uri, permission))
 
 
 # --- manifests --------------------------------------------------------------------------------------------
@@ -239,6 +254,8 @@ def _from_manifest(source: str, wanted: Wanted) -> Iterator[Video]:
 
     try:
         yield from _look_up(filter(taken, read_manifest(source)))
+    except CredentialsFailed:
+        raise
     except (UserError, OSError) as error:  # it was there at the preflight
         yield Video(redacted(source), "", None, str(error))
 

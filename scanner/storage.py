@@ -18,12 +18,14 @@ from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
     ConnectionError,
+    CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
+    ReadTimeoutError,
     ResponseStreamingError,
     SSOError,
     TokenRetrievalError,
@@ -38,6 +40,10 @@ if TYPE_CHECKING:  # boto3 and pyarrow.fs take half a second to import: a scan o
 #: What boto3 raises. ValueError: AWS_ENDPOINT_URL is not a URL.
 S3_ERRORS = (BotoCoreError, ClientError, ValueError)
 
+#: A body that broke off. The client repeats requests, but not what fails after an answer has begun.
+BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+BODY_TRIES = 5
+
 READ, LIST, WRITE, DELETE = "s3:GetObject", "s3:ListBucket", "s3:PutObject", "s3:DeleteObject"
 _VERB = {READ: "read", LIST: "listed", WRITE: "written", DELETE: "removed"}
 
@@ -47,6 +53,14 @@ _BAD_CREDENTIALS = {
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
     "TokenRefreshRequired", "RequestExpired", "InvalidClientTokenId",
 }  # fmt: skip
+_NO_CREDENTIALS = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    CredentialRetrievalError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
 _WRONG_REGION = {
     "301",
     "PermanentRedirect",
@@ -69,7 +83,7 @@ def s3_client(patient: bool = True) -> Any:
 
     session = Session()  # not boto3's default session, which threads may not create together
     settings: dict[str, Any] = {
-        "retries": {"mode": "standard", "max_attempts": 8 if patient else 2},
+        "retries": {"mode": "standard", "max_attempts": 8 if patient else 4},
         "connect_timeout": 10 if patient else 5,
         "read_timeout": 60 if patient else 15,
         "max_pool_connections": 64,
@@ -105,6 +119,16 @@ def is_gone(error: BaseException) -> bool:
     return s3_code(error) in _GONE | {"NoSuchBucket"}
 
 
+class CredentialsFailed(UserError):
+    """The credentials have expired, were refused or are not there, which says nothing of what was asked for."""
+
+
+def raise_if_credentials_failed(error: BaseException, uri: str, permission: str) -> None:
+    """Raise CredentialsFailed, with the fix, where an error of S3 means that."""
+    if s3_code(error) in _BAD_CREDENTIALS or isinstance(error, _NO_CREDENTIALS):
+        raise CredentialsFailed(s3_problem(error, uri, permission), EXIT_PREFLIGHT) from None
+
+
 def s3_problem(error: BaseException, uri: str, permission: str) -> str:
     """One sentence on why S3 failed, and the fix. Says nothing that the server wrote, so no credential leaks.
 
@@ -133,6 +157,8 @@ def _reason(error: BaseException, bucket: str, permission: str) -> str:
         return f"the server answered {code}."
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return "no AWS credentials found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+    if isinstance(error, CredentialRetrievalError):
+        return "the AWS credentials could not be renewed. Check where this machine gets them from."
     if isinstance(error, ProfileNotFound):
         return "AWS_PROFILE names a profile that is not in the AWS config. Correct it, or unset it."
     if isinstance(error, SSOError | TokenRetrievalError):
@@ -192,12 +218,17 @@ def get_bytes(uri_or_path: str) -> bytes:
     if not is_s3(uri_or_path):
         return local_path(uri_or_path).read_bytes()
     bucket, key = split_s3(uri_or_path)
-    try:
-        return s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
-    except ClientError as error:
-        if is_gone(error):
-            raise FileNotFoundError(errno.ENOENT, "no such object", uri_or_path) from None
-        raise
+    for tries_left in reversed(range(BODY_TRIES)):
+        try:
+            return s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        except ClientError as error:
+            if is_gone(error):
+                raise FileNotFoundError(errno.ENOENT, "no such object", uri_or_path) from None
+            raise
+        except BROKEN_BODY:
+            if not tries_left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def list_results(results: str, prefix: str = "", suffix: str = "") -> list[str]:

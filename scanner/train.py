@@ -77,8 +77,6 @@ def train(prep: tuple[str, ...], out: str, name: str, init: str | None, backbone
     folder, quiet, resume = Path(out), options.pop("quiet"), options.pop("resume")
     try:
         _train(prep, folder, name, init, backbone, device, resume, quiet, **options)
-    except ImportError as error:
-        raise UserError(f"a library can't be loaded ({error}): `deepsweep doctor` names the fix.") from None
     except (ModelError, ValueError) as error:  # PrepError is a ValueError
         raise UserError(str(error), EXIT_USAGE) from None
     except OSError as error:

@@ -67,7 +67,7 @@ def measure(stages: Stages, path: Path, scorer: ClipScorer, facts: RunFacts) -> 
         tracks = tracker.finish()
     with stages.time("signals: blinks and motion", seconds):
         for track in tracks:
-            analysis._measure(track, [], (info.width, info.height), spec.input_size)
+            analysis.measure(track, [], (info.width, info.height), spec.input_size)
     del frames
     with stages.time("analysis: decoding to crops", seconds):
         signals = analyze_span(str(path), info, 0, math.inf, settings, "decord")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.s3 import proxy, s3, s3_endpoint
+from tests.scans import SPANS, deepsweep
 from tests.tiny_model import train_tiny_model
+from tests.zoo import ARCHIVE
 
 __all__ = ["proxy", "s3", "s3_endpoint"]  # fixtures of every test
 
@@ -46,6 +50,15 @@ def no_unexpected_errors(request: pytest.FixtureRequest) -> Iterator[None]:
     if kept.records and not request.node.get_closest_marker("logs_errors"):
         lines = [f"{record.name}: {record.getMessage()}" for record in kept.records]
         pytest.fail("logged at ERROR: " + " | ".join(lines))
+
+
+@pytest.fixture(scope="session")
+def scanned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """RESULTS of one scan of the shipped archive, in spans of SPAN_S, and the events that it printed."""
+    results = tmp_path_factory.mktemp("scan") / "results"
+    done = deepsweep("scan", ARCHIVE, "--out", results, "--json", *SPANS)
+    assert done.returncode == 3, done.stderr
+    return results, [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,15 @@
-"""An S3 server for tests: moto over real HTTP, so that boto3, Arrow and child processes all reach it."""
+"""An S3 server for tests, in any weather: moto over real HTTP, so that boto3, Arrow and child processes reach it."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import random
 import socket
 import struct
 import threading
 import urllib.request
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -24,14 +25,37 @@ BUCKET = "archive"
 _OTHER_SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_CA_BUNDLE")
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """URL of one server for the whole session, on a free port of the loopback interface."""
+@contextlib.contextmanager
+def s3_server() -> Iterator[str]:
+    """URL of a server on a free port of the loopback interface."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def empty_bucket(endpoint: str, patch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A boto3 client of the server, emptied, with one bucket, BUCKET; the environment points there."""
+    use_endpoint(patch, endpoint)
+    reset = urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(reset, timeout=10).close()
+    client = s3_client()
+    client.create_bucket(Bucket=BUCKET)
+    try:
+        yield client
+    finally:
+        s3_client.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """URL of one server for the whole session."""
+    with s3_server() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
@@ -40,13 +64,8 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     The environment points there, so scans, Arrow and processes started by the test (Ray's workers too) do.
     """
-    use_endpoint(monkeypatch, s3_endpoint)
-    reset = urllib.request.Request(f"{s3_endpoint}/moto-api/reset", method="POST")
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(reset, timeout=10).close()
-    client = s3_client()
-    client.create_bucket(Bucket=BUCKET)
-    yield client
-    s3_client.cache_clear()
+    with empty_bucket(s3_endpoint, monkeypatch) as client:
+        yield client
 
 
 def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -61,20 +80,51 @@ def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     s3_client.cache_clear()
 
 
+class Storm:
+    """Bad weather for the coming requests of any kind: the same seed spoils the first, second, ... in the same way.
+
+    A third of them is answered well. One request fails at most MOST_IN_A_ROW times in a row: fewer than any client
+    tries again, so that a storm delays a scan, and changes nothing.
+    """
+
+    FAULTS = ("503 SlowDown", "500 InternalError", "drop", "reset", "truncate", "slow", "", "", "")
+    MOST_IN_A_ROW = 3
+
+    def __init__(self, seed: int, requests: int) -> None:
+        rng = random.Random(seed)
+        self._faults = deque(rng.choice(self.FAULTS) for _ in range(requests))
+        self._in_a_row: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.Lock()
+
+    def next(self, method: str, path: str) -> str:
+        """What happens to this request; "" once the storm is over."""
+        with self._lock:
+            fault = self._faults.popleft() if self._faults else ""
+            if self._in_a_row[method, path] >= self.MOST_IN_A_ROW:
+                fault = ""
+            self._in_a_row[method, path] = self._in_a_row[method, path] + 1 if fault else 0
+            return fault
+
+
 class Proxy:
     """Stands before the S3 server, notes every request, and spoils the next GETs of objects as told.
 
     faults: what happens to each coming GET of an object, in turn; an HTTP status with its S3 error code
-    ("503 SlowDown", "403 AccessDenied"), or after half of the body "reset" (RST), "truncate" (FIN), or
-    "stall" (until `go_on` is set).
+    ("503 SlowDown", "403 AccessDenied"), "drop" (RST before any answer), "slow" (by SLOW_S), or after half of
+    the body "reset" (RST), "truncate" (FIN), or "stall" (until `go_on` is set).
     listing_fault: the same for every listing, while it is set; only an HTTP status.
+    refusal: an HTTP status with its error code for every request of any kind, while it is set.
+    storm: spoils what none of these does.
     requests: (method, path) of all so far. stalled: set when a GET has begun to stall.
     """
+
+    SLOW_S = 0.5
 
     def __init__(self, endpoint: str) -> None:
         self.requests: list[tuple[str, str]] = []
         self.faults: deque[str] = deque()
-        self.listing_fault = ""
+        self.listing_fault = self.refusal = ""
+        self.storm = Storm(0, 0)
         self.stalled = threading.Event()
         self.go_on = threading.Event()
         proxy, upstream = self, urlsplit(endpoint).netloc
@@ -84,13 +134,15 @@ class Proxy:
 
             def forward(self) -> None:
                 proxy.requests.append((self.command, self.path))
-                fault = ""
-                if "list-type" in self.path:
-                    fault = proxy.listing_fault
-                elif self.command == "GET" and proxy.faults:
-                    fault = proxy.faults.popleft()
+                fault = proxy.next_fault(self.command, self.path)
                 length = int(self.headers.get("Content-Length") or 0)
                 data = self.rfile.read(length)
+                if fault == "drop":
+                    self.reset()
+                    return
+                if fault == "slow":
+                    proxy.go_on.wait(proxy.SLOW_S)
+                    fault = ""
                 connection = http.client.HTTPConnection(upstream, timeout=30)
                 connection.request(self.command, self.path, data, dict(self.headers))
                 answer = connection.getresponse()
@@ -115,11 +167,15 @@ class Proxy:
                     proxy.stalled.set()
                     proxy.go_on.wait(60)
                     self.wfile.write(body[len(body) // 2 :])
+                elif fault == "reset":
+                    self.reset()
                 elif fault:
-                    if fault == "reset":  # closing a socket that lingers for 0 seconds sends RST
-                        linger = struct.pack("ii", 1, 0)
-                        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     self.close_connection = True
+
+            def reset(self) -> None:
+                # Closing a socket that lingers for 0 seconds sends RST.
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.close_connection = True
 
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815  http.server's names
 
@@ -135,6 +191,16 @@ class Proxy:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
+    def next_fault(self, method: str, path: str) -> str:
+        """What happens to this request."""
+        if self.refusal:
+            return self.refusal
+        if "list-type" in path and self.listing_fault:
+            return self.listing_fault
+        if method == "GET" and "list-type" not in path and self.faults:
+            return self.faults.popleft()
+        return self.storm.next(method, path)
+
     def gets(self, key: str) -> int:
         """How often the object was asked for."""
         return sum(method == "GET" and path.split("?")[0].endswith(key) for method, path in self.requests)
@@ -145,10 +211,19 @@ class Proxy:
         self._server.server_close()
 
 
+@contextlib.contextmanager
+def behind_proxy(endpoint: str, patch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A Proxy before the server; the environment points at it."""
+    proxy = Proxy(endpoint)
+    use_endpoint(patch, proxy.url)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
 @pytest.fixture
 def proxy(s3: Any, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The S3 server of `s3`, reached through a Proxy; `s3` itself still goes there directly."""
-    proxy = Proxy(s3_endpoint)
-    use_endpoint(monkeypatch, proxy.url)
-    yield proxy
-    proxy.close()
+    with behind_proxy(s3_endpoint, monkeypatch) as proxy:
+        yield proxy

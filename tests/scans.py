@@ -14,6 +14,8 @@ from queries.catalog import open_catalog
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 280
+SPAN_S = 5.0  # so that videos of ten seconds have several spans
+SPANS = ("--span-seconds", f"{SPAN_S:g}")
 
 #: Columns that differ between two scans of the same videos.
 CIRCUMSTANCES = frozenset(

@@ -109,8 +109,8 @@ def test_ray_starts_the_head_and_workers_of_this_file_on_ec2(s3_endpoint, monkey
         for reservation in boto3.client("ec2", region_name=REGION).describe_instances()["Reservations"]
         for instance in reservation["Instances"]
     ]
-    assert sorted(instance["InstanceType"] for instance in instances) == ["c6i.4xlarge", "g5.xlarge", "m6i.xlarge"]
-    assert [i["InstanceType"] for i in instances if i.get("InstanceLifecycle") == "spot"] == ["c6i.4xlarge"]
+    assert sorted(instance["InstanceType"] for instance in instances) == ["g5.xlarge", "m6i.4xlarge", "m6i.xlarge"]
+    assert [i["InstanceType"] for i in instances if i.get("InstanceLifecycle") == "spot"] == ["m6i.4xlarge"]
 
 
 def test_nodes_install_this_version_under_its_constraints():

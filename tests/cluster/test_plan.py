@@ -12,13 +12,24 @@ from cluster.connect import (
     OBJECT_STORE_BYTES,
     Resources,
     _check,
-    _first_line,
     _other_versions,
     object_store_bytes,
     resources_here,
 )
-from cluster.plan import MIN_CPUS, Plan, Room, make_plan, plan_for
-from scanner.errors import EXIT_PREFLIGHT, UserError
+from cluster.plan import (
+    ANALYZERS_PER_BATCHED_SPAN,
+    MIN_CPUS,
+    SPANS_PER_GPU_BATCH,
+    SPANS_PER_PART,
+    Plan,
+    Room,
+    make_plan,
+    plan_for,
+)
+from models.registry import load_spec
+from scanner.config import ScanConfig
+from scanner.errors import EXIT_PREFLIGHT, UserError, first_line
+from scanner.tracking import MAX_FACES
 
 
 def pools(plan: Plan) -> dict[str, tuple[int, float]]:
@@ -52,17 +63,13 @@ def test_every_gpu_that_the_cores_can_feed_is_used_in_batches(cpus, gpus):
     plan = make_plan(cpus, gpus)
     assert (plan.device, plan.score["num_gpus"]) == ("cuda", 1)
     assert plan.scorers == min(gpus, int(cpus))
-    assert plan.score["batch_size"] == plan.sink["batch_size"] > 1
+    assert plan.score["batch_size"] >= 1 and plan.sink["batch_size"] >= 1
 
 
 @pytest.mark.parametrize(("cpus", "analyzers"), [(2, 2), (4, 4), (8, 8), (64, 64)])
 def test_as_many_videos_are_analysed_at_once_as_there_are_cores(cpus, analyzers):
     assert make_plan(cpus, 0).analyzers == analyzers
     assert make_plan(cpus, 1).analyzers == analyzers
-
-
-def test_a_fraction_of_a_gpu_is_none():
-    assert make_plan(4, 0.5).device == "cpu"
 
 
 # --- on the nodes that there are ------------------------------------------------------------------------
@@ -121,10 +128,125 @@ def test_a_gpu_is_kept_for_the_scorer():
     assert (plan.device, plan.scorers) == ("cuda", 1) and plan.analyzers >= 4
 
 
+# --- memory ---------------------------------------------------------------------------------------------
+
+GIB = 1 << 30
+
+
+def test_a_node_with_many_cores_and_little_memory_gets_fewer_analysers_and_says_so():
+    plan = plan_for([Room("n", 16, memory=10 * GIB)], 0, memory_limit=3 * GIB)
+    assert (plan.analyzers, plan.short_of_memory) == (3, 13)
+    assert plan.analyze["memory"] == 3 * GIB, "Ray keeps it free on whatever node the actor comes to"
+    assert "memory" not in plan.score
+
+
+def test_memory_is_counted_node_by_node():
+    rooms = [Room("a", 8, memory=5 * GIB), Room("b", 8, memory=40 * GIB)]
+    assert plan_for(rooms, 0, memory_limit=3 * GIB).analyzers == 1 + 11
+
+
+def test_a_machine_with_less_than_one_analyser_may_take_has_one_all_the_same():
+    plan = plan_for([Room("n", 4, memory=2 * GIB)], 0, memory_limit=3 * GIB)
+    assert (plan.analyzers, plan.analyze["memory"]) == (1, 2 * GIB)
+
+
+@given(cores, st.integers(0, 8))
+def test_without_a_known_limit_memory_changes_nothing(cpus, gpus):
+    room = Room("n", cpus, float(gpus))
+    assert pools(plan_for([room], gpus, memory_limit=3 * GIB)) == pools(plan_for([room], gpus))
+
+
+# --- clusters that grow -----------------------------------------------------------------------------------
+
+WORKER = Room("cpu", 16, memory=60.0 * GIB)
+GPU_WORKER = Room("gpu", 4, 1.0, 15.0 * GIB)
+
+
+def limits(plan: Plan) -> dict[str, tuple[int, int]]:
+    """(fewest, most) actors by stage."""
+    stages = {"split": plan.split, "analyze": plan.analyze, "score": plan.score, "sink": plan.sink}
+    pools = {name: stage["compute"] for name, stage in stages.items()}
+    return {name: (pool.min_size, pool.max_size) for name, pool in pools.items()}
+
+
+def test_pools_grow_to_what_the_cluster_may_become_and_shrink_to_what_there_was():
+    plan = plan_for([WORKER], 0, 3 * GIB, [WORKER] * 8)
+    assert limits(plan)["analyze"] == (plan.analyzers, plan.most_analyzers)
+    assert plan.most_analyzers == 8 * plan.analyzers
+    assert limits(plan)["score"][1] > limits(plan)["score"][0]
+
+
+def test_gpus_to_come_are_used_up_to_the_limit_that_was_asked_for():
+    now, grown = [WORKER, GPU_WORKER], [WORKER] * 4 + [GPU_WORKER] * 3
+    assert plan_for(now, 1, 3 * GIB, grown).most_scorers == 3
+    assert plan_for(now, 1, 3 * GIB, grown, most_gpus=2).most_scorers == 2
+
+
+def test_what_scores_on_the_cpu_at_first_does_so_to_the_end():
+    plan = plan_for([WORKER], 0, 3 * GIB, [WORKER] * 2 + [GPU_WORKER])
+    assert (plan.device, plan.score["num_gpus"]) == ("cpu", 0)
+
+
+def test_an_autoscaler_that_knows_of_no_memory_is_not_asked_for_any():
+    assert "memory" not in plan_for([WORKER], 0, 3 * GIB, [Room("cpu", 16)] * 2).analyze
+
+
+@given(rooms, st.lists(st.sampled_from([WORKER, GPU_WORKER]), max_size=4), st.integers(0, 8))
+def test_pools_never_begin_with_more_than_they_may_have(nodes, grown, gpus):
+    gpus = min(gpus, int(sum(room.gpus for room in nodes)))
+    try:
+        plan = plan_for(nodes, gpus, 3 * GIB, grown)
+    except UserError:
+        return
+    assert all(1 <= fewest <= most for fewest, most in limits(plan).values())
+
+
+# --- GPUs -------------------------------------------------------------------------------------------------
+
+
+def test_several_gpus_of_a_node_have_a_scorer_each():
+    plan = plan_for([Room("n", 16, 4.0)], 4)
+    assert (plan.scorers, plan.score["num_gpus"]) == (4, 1)
+
+
+def test_a_share_of_a_gpu_leaves_the_rest_to_others():
+    plan = plan_for([Room("n", 8, 1.0)], 0.5)
+    assert (plan.device, plan.scorers, plan.score["num_gpus"]) == ("cuda", 1, 0.5)
+    with pytest.raises(UserError, match=r"needs 0\.3 CPU and 0\.5 of a GPU free on one node"):
+        plan_for([Room("n", 8, 0.2)], 0.5)
+
+
+def test_one_and_a_half_gpus_are_refused():
+    assert "write 2, or 0.5" in refused(Resources(8, 1.5, 1, True), 1.5, 4)
+
+
+# --- batches ----------------------------------------------------------------------------------------------
+
+
+@given(cores, st.integers(0, 8))
+def test_a_batch_is_full_while_its_spans_are_young(cpus, gpus):
+    plan = make_plan(cpus, gpus)
+    for spans in (plan.score["batch_size"], plan.score["batch_size"] * plan.sink["batch_size"]):
+        assert spans == 1 or spans * ANALYZERS_PER_BATCHED_SPAN <= plan.analyzers
+
+
+def test_few_analysers_write_each_span_at_once():
+    assert make_plan(4, 1).sink["batch_size"] == 1
+    plan = make_plan(128, 1)
+    assert plan.score["batch_size"] * plan.sink["batch_size"] == SPANS_PER_PART
+    assert make_plan(128, 0).sink["batch_size"] == SPANS_PER_PART
+
+
+def test_two_batches_of_crowded_spans_fit_into_a_nodes_object_store():
+    spec = load_spec(ScanConfig().model)
+    span = ScanConfig().span_seconds * spec.clip_fps * spec.input_size**2 * 3 * MAX_FACES
+    assert 2 * SPANS_PER_GPU_BATCH * span < OBJECT_STORE_BYTES
+
+
 # --- before the run -------------------------------------------------------------------------------------
 
 
-def refused(resources: Resources, wanted: int | None, found: float) -> str:
+def refused(resources: Resources, wanted: float | None, found: float) -> str:
     with pytest.raises(UserError) as caught:
         _check(resources, wanted, found, resources.cpus)
     assert caught.value.exit_code == EXIT_PREFLIGHT
@@ -166,5 +288,5 @@ def test_a_cluster_with_other_versions_says_which_and_the_fix():
 
 
 def test_errors_of_ray_are_cut_to_their_first_line():
-    assert _first_line(ValueError("no cluster\n  at line 5\n")) == "no cluster"
-    assert _first_line(TimeoutError()) == "TimeoutError"
+    assert first_line(ValueError("no cluster\n  at line 5\n")) == "no cluster"
+    assert first_line(TimeoutError()) == "TimeoutError"
