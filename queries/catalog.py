@@ -110,6 +110,7 @@ def _open(results: str, files: Files, unsafe: bool, *, by_name: bool = False) ->
         }
     )
     try:
+        connection.execute("SET enable_progress_bar = false")  # it would go to stdout, among the rows
         connection.execute("SET python_enable_replacements = false")  # a table is not a variable of this process
         connection.execute(f"SET parquet_metadata_cache = {len(files.parts) <= KEPT_FOOTERS}")
         connection.execute("CREATE SCHEMA internal; SET schema = 'internal'")
@@ -156,7 +157,7 @@ def list_runs(results: str) -> list[str]:
     try:
         runs = [run for run in list_results(results, "runs/", ".json") if RUN.search(run)]
     except S3_ERRORS as error:
-        raise UserError(s3_problem(error, results, LIST)) from None
+        raise UserError(s3_problem(error, results, LIST), EXIT_PREFLIGHT) from None
     return runs or list_files(results).runs  # says what is wrong where these are no results
 
 
@@ -166,7 +167,7 @@ def _list(results: str) -> Files:
         runs = list_results(results, "runs/", ".json")
         reviews = list_results(results, "reviews/", ".parquet")
     except S3_ERRORS as error:
-        raise UserError(s3_problem(error, results, LIST)) from None
+        raise UserError(s3_problem(error, results, LIST), EXIT_PREFLIGHT) from None
     if not spans and not runs:
         raise UserError(f"{results} holds no results of deepsweep. Name what `deepsweep scan --out` wrote to.")
     return Files(
@@ -180,7 +181,7 @@ def _generation(results: str) -> bytes:
     try:
         return generation(results)
     except S3_ERRORS as error:
-        raise UserError(s3_problem(error, results, READ)) from None
+        raise UserError(s3_problem(error, results, READ), EXIT_PREFLIGHT) from None
     except OSError as error:
         raise UserError(f"{results} could not be read: {error.strerror}.") from None
 
