@@ -213,9 +213,7 @@ def _check(resources: Resources, wanted_gpus: float | None, found_gpus: float, a
             f"the cluster has {resources.cpus:g} of {all_cpus:g} CPUs free, and a scan needs 2: {mend}.", EXIT_PREFLIGHT
         )
     if wanted_gpus and wanted_gpus > 1 and wanted_gpus != int(wanted_gpus):
-        raise UserError(
-            f"--gpus {wanted_gpus:g} is neither whole nor a share of one GPU: write 2, or 0.5.", EXIT_PREFLIGHT
-        )
+        raise UserError(f"--gpus {wanted_gpus:g} is neither whole nor a share of one GPU: write 2, or 0.5.")
     if wanted_gpus and found_gpus < wanted_gpus:
         raise UserError(
             f"--gpus {wanted_gpus:g} was asked for, but Ray sees {found_gpus:g}: lower it, or check nvidia-smi"

@@ -108,10 +108,8 @@ SEMI JOIN internal.kept AS k
 CREATE MACRO internal.weighted_mean(value, seconds) AS
     round(sum(value * seconds) / nullif(sum(seconds) FILTER (value IS NOT NULL), 0), 6);
 
--- One row per video. score is the highest of its spans, the most suspicious stretch; verdict and cnn_score
--- are that span's. Scores are NULL unless status is ok: a part of a video does not speak for the whole.
--- Sums are rounded to 1e-6: threads add in any order, and two answers must be equal.
-CREATE VIEW videos AS
+-- What `videos` shows, and what the query `flagged` wants besides: reading clips twice would take twice the time.
+CREATE VIEW internal.rated AS
 WITH measured AS (
     SELECT
         uri,
@@ -138,10 +136,11 @@ WITH measured AS (
         coalesce(sum(len([c FOR c IN clips IF c.flagged])), 0)::INTEGER AS flagged_clips,
         min(list_min([{descending: -c.score, t_start: c.t_start} FOR c IN clips IF c.score IS NOT NULL])).t_start
             AS top_t,
+        max(list_max([c.score FOR c IN clips IF c.flagged])) AS top_clip_score,
         arg_min(threshold, span_index) AS threshold,
         arg_min(model, span_index) AS model,
         arg_min(model_digest, span_index) AS model_digest
-    FROM spans
+    FROM main.spans  -- for a catalog that is attached under another name
     GROUP BY uri
 )
 SELECT
@@ -153,9 +152,16 @@ SELECT
     m.blink_count, m.blink_rate,
     CASE WHEN e.status = 'ok' THEN m.blink_score END AS blink_score,
     m.micro_irregularity, m.n_faces, m.face_seconds, m.analyzed_seconds, m.lost_seconds, m.worker_seconds,
-    m.flagged_clips, m.top_t, e.pending_spans, m.threshold, m.model, m.model_digest, e.run_id, e.scanned_at
+    m.flagged_clips, m.top_t, e.pending_spans, m.threshold, m.model, m.model_digest, e.run_id, e.scanned_at,
+    m.top_clip_score
 FROM internal.endings AS e
 JOIN measured AS m USING (uri);
+
+-- One row per video. score is the highest of its spans, the most suspicious stretch; verdict and cnn_score
+-- are that span's. Scores are NULL unless status is ok: a part of a video does not speak for the whole.
+-- Sums are rounded to 1e-6: threads add in any order, and two answers must be equal.
+CREATE VIEW videos AS
+FROM internal.rated SELECT * EXCLUDE (top_clip_score);
 
 -- One row per clip: T consecutive face crops of one track, what the network scores.
 CREATE VIEW clips AS

@@ -181,7 +181,7 @@ def test_a_model_that_calls_itself_trained_gives_verdicts_and_heatmaps(ray_addre
         (("scan", "tests/archive", "--model", "no-such-model"), 2, "no model"),
         (("scan", "gs://bucket/videos"), 2, "gs://"),
         (("scan", "tests/archive", "--address", "127.0.0.1:1"), 4, "no Ray cluster answers"),
-        (("scan", "tests/archive", "--gpus", "1.5"), 2, "--gpus must be whole"),
+        (("scan", "tests/archive", "--gpus", "1.5"), 2, "neither whole nor a share of one"),
         (("scan", "tests/archive", "--gpus", "99"), 4, "--gpus 99 was asked for"),
         (("scan",), 2, "Name what to scan"),
     ],
