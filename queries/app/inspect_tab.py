@@ -65,7 +65,9 @@ def inspect_tab(
     pictured = gallery("gradcam", 6)
     plots = [gr.Plot(show_label=False, visible=False, elem_id=name) for name in _PLOTS]
 
-    def run(file: str | None, path: str | None, progress: gr.Progress = gr.Progress()):  # noqa: B008  gradio's way
+    shown = gr.Progress()  # as a default, by which Gradio knows the argument that it passes itself
+
+    def run(file: str | None, path: str | None, progress: gr.Progress = shown):
         source = file or (path or "").strip()
         if not source:
             return [EMPTY, *_hidden()]

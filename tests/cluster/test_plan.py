@@ -28,7 +28,7 @@ from cluster.plan import (
 )
 from models.registry import load_spec
 from scanner.config import ScanConfig
-from scanner.errors import EXIT_PREFLIGHT, UserError, first_line
+from scanner.errors import EXIT_PREFLIGHT, EXIT_USAGE, UserError, first_line
 from scanner.tracking import MAX_FACES
 
 
@@ -217,7 +217,7 @@ def test_a_share_of_a_gpu_leaves_the_rest_to_others():
 
 
 def test_one_and_a_half_gpus_are_refused():
-    assert "write 2, or 0.5" in refused(Resources(8, 1.5, 1, True), 1.5, 4)
+    assert "write 2, or 0.5" in refused(Resources(8, 1.5, 1, True), 1.5, 4, code=EXIT_USAGE)
 
 
 # --- batches ----------------------------------------------------------------------------------------------
@@ -246,10 +246,10 @@ def test_two_batches_of_crowded_spans_fit_into_a_nodes_object_store():
 # --- before the run -------------------------------------------------------------------------------------
 
 
-def refused(resources: Resources, wanted: float | None, found: float) -> str:
+def refused(resources: Resources, wanted: float | None, found: float, code: int = EXIT_PREFLIGHT) -> str:
     with pytest.raises(UserError) as caught:
         _check(resources, wanted, found, resources.cpus)
-    assert caught.value.exit_code == EXIT_PREFLIGHT
+    assert caught.value.exit_code == code
     return str(caught.value)
 
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -17,8 +16,10 @@ from hypothesis import strategies as st
 
 from scanner import results
 from scanner.attempts import DIED, MOST
+from scanner.config import ScanConfig
 from scanner.errors import EXIT_PREFLIGHT
-from scanner.pipeline import SplitIntoSpans, Todo, todo_block
+from scanner.pipeline import SplitIntoSpans, Todo, Work, todo_block
+from scanner.records import RunFacts
 from scanner.scratch import Scratch
 from scanner.sources import iter_videos
 from scanner.storage import CredentialsFailed, get_bytes, list_results, put_bytes
@@ -167,9 +168,8 @@ def test_results_are_written_listed_and_read_through_a_storm(proxy, s3):
 def test_credentials_that_expire_end_a_scan_and_are_held_against_no_video(proxy, s3, tmp_path):
     """Where they end it, the same command goes on with others: nothing that says `missing` is in the way."""
     uri, tag, size = put(s3, "a.mp4", b"not a video")
-    run, scratch = SimpleNamespace(run_id="run"), Scratch(tmp_path, 1 << 20)
-    work = SimpleNamespace(run=run, scratch=scratch, max_video_size=1 << 20, span_timeout=60.0, memory_limit=1 << 30)
-    split = SplitIntoSpans(work)  # type: ignore[arg-type]  # what a stage needs of the work
+    config = ScanConfig()
+    split = SplitIntoSpans(Work.of(config, RunFacts.of(config), Scratch(tmp_path, 1 << 20)))
     (video,) = iter_videos([f"s3://{BUCKET}"])
     assert (video.uri, video.content_tag, video.size_bytes) == (uri, tag, size)
     (row,) = todo_block([Todo(video)]).to_pylist()

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -26,8 +27,9 @@ def watchdog(pulse=lambda: 0, diagnose=lambda: ["Analyze: waits for Godot."], pa
     return Watchdog(lambda: patience, pulse, diagnose, poll_s=0.01, grace_s=60, look_s=0.2)
 
 
-def wait_for_ever() -> None:
-    threading.Event().wait()
+def wait_for_ever() -> NoReturn:
+    while True:
+        threading.Event().wait()
 
 
 # --- one that is heard ----------------------------------------------------------------------------------
@@ -72,7 +74,7 @@ def test_other_errors_of_the_block_pass_through():
 
 
 def test_a_diagnosis_that_hangs_as_well_stops_nothing():
-    with pytest.raises(UserError, match="Ray does not answer when asked"), watchdog(diagnose=wait_for_ever):  # type: ignore[arg-type]  # it never returns
+    with pytest.raises(UserError, match="Ray does not answer when asked"), watchdog(diagnose=wait_for_ever):
         wait_for_ever()
 
 
