@@ -13,7 +13,7 @@ from scanner.decode import DecodeError, VideoInfo
 from scanner.guard import Guard, GuardFailure
 from scanner.names import has_video_extension
 from scanner.sources import Video
-from scanner.storage import S3_ERRORS, s3_client
+from scanner.storage import S3_ERRORS, get_object_bytes
 from scanner.uris import is_s3, local_path, split_s3
 
 DEADLINE_S = 30.0  # for one header: a recording without one would be read whole
@@ -68,16 +68,15 @@ def _info(path: Path, guard: Guard) -> VideoInfo:
 @contextlib.contextmanager
 def _ends(video: Video, piece: int) -> Iterator[Path]:
     """A local file as long as the video, with the first and the last `piece` bytes of it and a hole between."""
-    bucket, key = split_s3(video.uri)
+    _, key = split_s3(video.uri)
     size = video.size_bytes or 0
     starts = [0] if size <= 2 * piece else [0, size - piece]
     with tempfile.NamedTemporaryFile(prefix="deepsweep-header-", suffix=extension(key)) as file:
         file.truncate(size)  # takes no space on the disk
         for start in starts:
             end = size if len(starts) == 1 else start + piece
-            part = s3_client().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")["Body"].read()
             file.seek(start)
-            file.write(part)
+            file.write(get_object_bytes(video.uri, Range=f"bytes={start}-{end - 1}"))
         file.flush()
         yield Path(file.name)
 

@@ -217,14 +217,23 @@ def get_bytes(uri_or_path: str) -> bytes:
     """The whole file. Raises FileNotFoundError when it is not there, locally and on S3 alike."""
     if not is_s3(uri_or_path):
         return local_path(uri_or_path).read_bytes()
-    bucket, key = split_s3(uri_or_path)
+    try:
+        return get_object_bytes(uri_or_path)
+    except ClientError as error:
+        if is_gone(error):
+            raise FileNotFoundError(errno.ENOENT, "no such object", uri_or_path) from None
+        raise
+
+
+def get_object_bytes(uri: str, **request: str) -> bytes:
+    """An object's bytes; a body that breaks off is asked for again. Raises S3_ERRORS.
+
+    request: more of what get_object takes, such as Range.
+    """
+    bucket, key = split_s3(uri)
     for tries_left in reversed(range(BODY_TRIES)):
         try:
-            return s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
-        except ClientError as error:
-            if is_gone(error):
-                raise FileNotFoundError(errno.ENOENT, "no such object", uri_or_path) from None
-            raise
+            return s3_client().get_object(Bucket=bucket, Key=key, **request)["Body"].read()
         except BROKEN_BODY:
             if not tries_left:
                 raise

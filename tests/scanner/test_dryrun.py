@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import preflight
-from scanner import headers
+from scanner import headers, storage
 from scanner.cli import main
 from scanner.config import ScanConfig
 from scanner.decode import probe
@@ -21,7 +21,7 @@ from scanner.dryrun import MEASURED_FROM_S, SAMPLE, measured_speed, student, tot
 from scanner.errors import EXIT_PREFLIGHT
 from scanner.headers import Duration
 from scanner.records import RunFacts
-from scanner.sources import Video
+from scanner.sources import Video, iter_videos
 from tests.queries.rows import write_run
 from tests.s3 import BUCKET
 from tests.zoo import ARCHIVE, ZOO
@@ -92,12 +92,20 @@ def test_the_two_ends_of_a_video_tell_its_duration(name, monkeypatch):
             fetched.append(len(data))
             return {"Body": io.BytesIO(data)}
 
-    monkeypatch.setattr(headers, "s3_client", Bucket)
+    monkeypatch.setattr(storage, "s3_client", Bucket)
     size = path.stat().st_size
     with headers._ends(Video(f"s3://b/{name}", "tag", size), size // 3) as stand_in:
         assert stand_in.stat().st_size == size and sum(fetched) < 0.7 * size
         assert probe(stand_in).duration_s == probe(path).duration_s
     assert not stand_in.exists()
+
+
+def test_a_header_whose_body_breaks_off_is_asked_for_again(proxy, s3):
+    path = ARCHIVE / TALKS[0].path
+    s3.upload_file(str(path), BUCKET, "a.mp4")
+    proxy.faults.extend(["truncate", "reset"])
+    (found,) = headers.durations(list(iter_videos([f"s3://{BUCKET}"])), memory_limit=1 << 30)
+    assert found == Duration(path.stat().st_size, probe(path).duration_s) and not proxy.faults
 
 
 # --- estimates ------------------------------------------------------------------------------------------
