@@ -17,18 +17,22 @@ from models.network import ClipNet
 from models.prepared import FaceTrack
 from models.registry import save_model
 from models.spec import FUSION_TERMS, ModelSpec
-from models.training.calibrate import fit_fusion, score, thresholds
+from models.training.calibrate import (
+    chosen,
+    crossed,
+    enough,
+    fit_fusion,
+    score,
+    splits,
+    telling_terms,
+    thresholds,
+)
 from models.training.recipe import REENCODED_CRF, TrackScores
 from scanner.fusion import evidence, fuse, verdict
 
 TERMS = FUSION_TERMS[1:]  # all but the intercept
-ABLATION = {
-    "CNN only": ("cnn_top", "cnn_mean"),
-    "blinks only": ("blink",),
-    "micro-expressions only": ("micro",),
-    "all": TERMS,
-}
-FEWEST = 2  # videos of each label, to fit anything
+CNN, WEAK = ("cnn_top", "cnn_mean"), ("blink", "micro")  # weak evidence must earn its place
+ABLATION = {"CNN only": CNN, "blinks only": WEAK[:1], "micro-expressions only": WEAK[1:], "all": TERMS}
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Calibration:
     faces: list[TrackScores]
     terms: dict[str, np.ndarray]  # term → (videos,)
     fake: np.ndarray  # (videos,) bool
+    folds: np.ndarray  # (videos,) int: where they were held out
 
     @classmethod
     def of(cls, held_out: Sequence[TrackScores]) -> Calibration:
@@ -51,16 +56,8 @@ class Calibration:
         faces = list(best.values())
         rows = [_terms(face.clips, face.track) for face in faces]
         terms = {term: np.array([row[term] for row in rows]) for term in TERMS}
-        return cls(faces, terms, np.array([face.track.fake for face in faces], bool))
-
-    def part(self, chosen: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Terms and labels of some of the videos; chosen: (videos,) bool."""
-        return {term: values[chosen] for term, values in self.terms.items()}, self.fake[chosen]
-
-    def enough(self, chosen: np.ndarray) -> bool:
-        """Whether some of the videos can carry a fit."""
-        fake = self.fake[chosen]
-        return min(fake.sum(), (~fake).sum()) >= FEWEST
+        labels, folds = [face.track.fake for face in faces], [face.fold for face in faces]
+        return cls(faces, terms, np.array(labels, bool), np.array(folds, int))
 
 
 def finish(
@@ -68,11 +65,12 @@ def finish(
 ) -> ModelSpec:
     """Calibrate on what was held out, save the model to folder/model, write folder/held-out/."""
     calibration = Calibration.of(held_out)
-    if not calibration.enough(np.ones(len(calibration.faces), bool)):
+    if not enough(calibration.fake):
         say("Too few videos were held out to calibrate: scores are the network's own, bands at 0.3 and 0.7.")
         fusion, bands = {**dict.fromkeys(FUSION_TERMS, 0.0), "cnn_mean": 1.0}, {"fake": 0.7, "real": 0.3}
     else:
-        fusion = fit_fusion(calibration.terms, calibration.fake, TERMS)
+        terms = telling_terms(calibration.terms, calibration.fake, calibration.folds, CNN, WEAK)
+        fusion = fit_fusion(calibration.terms, calibration.fake, terms)
         bands = thresholds(score(calibration.terms, fusion), calibration.fake)
     saved = save_model(folder / "model", network, replace(spec, fusion=fusion, thresholds=bands))
     write_golden(saved)
@@ -81,28 +79,27 @@ def finish(
     return saved
 
 
-def crossed_scores(calibration: Calibration, terms: Sequence[str]) -> np.ndarray:
-    """Each video's score with coefficients that the other folds gave: (videos,), NaN where those are too few.
+def held_out_scores(calibration: Calibration) -> np.ndarray:
+    """Each video's score as a model of the other folds alone would give it: (videos,), NaN where those are too few.
 
-    Fitting and judging on the same videos would flatter.
+    Which terms that model looks at is decided by the other folds too.
     """
-    folds = np.array([face.fold for face in calibration.faces], dtype=int)
-    scores = np.full(len(folds), np.nan)
-    for fold in np.unique(folds):
-        if calibration.enough(folds != fold):
-            coefficients = fit_fusion(*calibration.part(folds != fold), terms)
-            scores[folds == fold] = score(calibration.part(folds == fold)[0], coefficients)
+    scores = np.full(len(calibration.faces), np.nan)
+    for inside, others in splits(calibration.fake, calibration.folds):
+        known, fake = chosen(calibration.terms, others), calibration.fake[others]
+        terms = telling_terms(known, fake, calibration.folds[others], CNN, WEAK)
+        scores[inside] = score(chosen(calibration.terms, inside), fit_fusion(known, fake, terms))
     return scores
 
 
 def _report(calibration: Calibration, spec: ModelSpec, folder: Path, say: Callable[[str], None]) -> None:
-    crossed = {name: crossed_scores(calibration, terms) for name, terms in ABLATION.items()}
-    known = ~np.isnan(crossed["all"])
-    if not calibration.enough(known):
+    scores = held_out_scores(calibration)
+    known = ~np.isnan(scores)
+    if not enough(calibration.fake[known]):
         say("Too few sources were held out to give figures.")
         return
     faces = [face for face, one in zip(calibration.faces, known, strict=True) if one]
-    values = crossed["all"][known]
+    values = scores[known]
     report = evaluate(
         [_judged(face, face.clips, value, spec) for face, value in zip(faces, values, strict=True)],
         model=spec.name,
@@ -116,7 +113,10 @@ def _report(calibration: Calibration, spec: ModelSpec, folder: Path, say: Callab
         (folder / name).write_bytes(picture)
     (folder / "report.json").write_text(report_json(report), encoding="utf-8")
     lines = ["", "## Ablation", "", "| evidence | AUC of videos |", "| --- | --- |"]
-    lines += [f"| {name} | {auc(calibration.fake[known], one[known]):.3f} |" for name, one in crossed.items()]
+    for name, terms in ABLATION.items():
+        one = crossed(calibration.terms, calibration.fake, calibration.folds, terms)
+        lines.append(f"| {name} | {auc(calibration.fake[known], one[known]):.3f} |")
+    lines.append(f"| what is used | {auc(calibration.fake[known], values):.3f} |")
     lines += ["", "Fusion: " + ", ".join(f"{term} {value:.3f}" for term, value in spec.fusion.items()) + "."]
     (folder / "report.md").write_text(report_markdown(report) + "\n".join(lines) + "\n", encoding="utf-8")
     figure = float(auc(calibration.fake[known], values))

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, metavar="RUN", help="Folder for the state, the curves and the model.")
 @click.option("--name", default="mine", show_default=True, help="Name of the model: what results will call it.")
 @click.option(
-    "--epochs", type=click.FloatRange(min=0), default=8.0, show_default=True, help="Passes over genuine stills."
+    "--epochs", type=click.FloatRange(min=0), default=18.0, show_default=True, help="Passes over genuine stills."
 )
 @click.option(
     "--video-epochs",
     type=click.FloatRange(min=0.01),
-    default=2.0,
+    default=6.0,
     show_default=True,
     help="Passes over stills and videos together, with labelled fakes.",
 )
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     help="Parts of the sources held out in turn, for figures and calibration; 0: one part, held out throughout.",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(2, 4096), default=16, show_default=True, help="Frames, half of them genuine."
+    "--batch-size", type=click.IntRange(2, 4096), default=32, show_default=True, help="Frames, half of them genuine."
 )
 @click.option("--clips", type=click.IntRange(2), default=600, show_default=True, help="Clips for the temporal head.")
 @click.option(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.training.calibrate import fit_fusion, score, thresholds
+from models.training.calibrate import crossed, fit_fusion, score, telling_terms, thresholds
 
 
 def _videos(seed: int, count: int = 4000):
@@ -38,6 +38,34 @@ def test_evidence_gets_the_weight_that_data_gives_it_and_never_a_negative_one():
 def test_terms_that_are_left_out_weigh_nothing():
     evidence, fake = _videos(2)
     assert fit_fusion(evidence, fake, ("useless",))["strong"] == 0
+
+
+def test_weak_evidence_is_used_where_it_helps_on_videos_that_the_fit_did_not_see():
+    evidence, fake = _videos(4, 400)
+    folds = np.arange(400) % 3
+    rng = np.random.default_rng(0)
+    evidence["weak"] = rng.normal(0, 1, 400) + 0.7 * fake
+    assert telling_terms(evidence, fake, folds, ("strong",), ("weak", "misleading")) == ("strong", "weak")
+    assert telling_terms(evidence, fake, folds, ("strong",), ("misleading",)) == ("strong",)
+
+
+def test_with_too_few_videos_to_tell_all_evidence_is_used():
+    evidence, fake = _videos(5, 40)
+    assert telling_terms(evidence, fake, np.zeros(40, int), ("strong",), ("useless",)) == ("strong", "useless")
+
+
+def test_a_crossed_score_does_not_know_the_labels_of_its_fold():
+    evidence, fake = _videos(6, 300)
+    folds = np.arange(300) % 3
+    before = crossed(evidence, fake, folds, ("strong",))
+    after = crossed(evidence, np.where(folds == 1, ~fake, fake), folds, ("strong",))
+    assert np.allclose(before[folds == 1], after[folds == 1]) and not np.allclose(before[folds == 0], after[folds == 0])
+
+
+def test_a_fold_without_which_a_class_is_missing_has_no_crossed_score():
+    evidence, fake = _videos(7, 100)
+    scores = crossed(evidence, fake, np.where(fake, 0, 1), ("strong",))
+    assert np.isnan(scores).all()
 
 
 def test_classes_count_the_same_however_many_videos_they_have():
