@@ -40,6 +40,8 @@ def ray_up_config(settings: ClusterSettings) -> dict[str, Any]:
         )
     return {
         "cluster_name": settings.name,
+        # Ray knows no limit of a kind together with its fallback: cores beyond those of cpu_workers would come on
+        # demand, in the place of a GPU. Twice the number would let none wait, and cost twice what was allowed.
         "max_workers": settings.cpu_workers + settings.gpu_workers,
         "idle_timeout_minutes": settings.idle_minutes,
         "provider": {

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.growth import rooms_at_most
 from cluster.nodes import OBJECT_STORE_BYTES
 from cluster.plan import MIN_CPUS, Room
 from scanner.errors import EXIT_PREFLIGHT, UserError, first_line
@@ -38,6 +39,7 @@ class Resources:
     nodes: int
     local: bool  # Ray was started here, for this scan
     rooms: tuple[Room, ...] = ()  # what is free, node by node
+    grown: tuple[Room, ...] = ()  # the workers of a cluster that grows, once all are there that may come
 
 
 def connect(address: str | None, gpus: float | None) -> Resources:
@@ -55,7 +57,8 @@ def connect(address: str | None, gpus: float | None) -> Resources:
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     found = float(free.get("GPU", 0))
     cpus, wanted = float(free.get("CPU", 0)), float(int(found)) if gpus is None else min(found, gpus)
-    resources = Resources(cpus, wanted, nodes, address is None, _rooms())
+    grown = () if address is None else rooms_at_most()
+    resources = Resources(cpus, wanted, nodes, address is None, _rooms(), grown)
     try:
         _check(resources, gpus, found, float(total.get("CPU", 0)))
     except UserError:
@@ -204,11 +207,12 @@ def _check_answers(address: str) -> None:
 
 def _check(resources: Resources, wanted_gpus: float | None, found_gpus: float, all_cpus: float) -> None:
     if resources.cpus < MIN_CPUS:
-        mend = (
-            "it is busy: wait for what it runs"
-            if all_cpus >= MIN_CPUS
-            else "add a node, or start Ray with --num-cpus=2"
-        )
+        if resources.grown:
+            mend = "its workers come when they are called, which `deepsweep cluster submit --cpus N -- ...` does"
+        elif all_cpus >= MIN_CPUS:
+            mend = "it is busy: wait for what it runs"
+        else:
+            mend = "add a node, or start Ray with --num-cpus=2"
         raise UserError(
             f"the cluster has {resources.cpus:g} of {all_cpus:g} CPUs free, and a scan needs 2: {mend}.", EXIT_PREFLIGHT
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "deepsweep"  # in a job's metadata: it is ours, and of which version
 PROBE_TIMEOUT_S = 180.0  # for `deepsweep --version` on the head: a cold start of Python from a network disk
+OUTAGE_S = 180.0  # `kubectl port-forward` to be started again, a laptop's network to come back
 POLL_S = 0.5
 FAR_PAST = 0
 
@@ -52,6 +54,10 @@ class Job:
     command: str
     exit_code: int | None
     over: bool
+
+
+class Unreachable(UserError):
+    """No dashboard answers."""
 
 
 class Jobs:
@@ -118,20 +124,49 @@ class Jobs:
         return self._call(lambda: self._client.get_job_logs(job_id), job_id)
 
     def follow(self, job_id: str) -> Job:
-        """Print what a job prints until it is over; the job as it ended."""
+        """Print what a job prints until it is over; the job as it ended.
+
+        A connection that breaks, or that something between here and the cluster ends, is taken up where it was. Raises
+        UserError where the cluster has not answered for OUTAGE_S.
+        """
+        from aiohttp import ClientError
+
+        shown = 0  # characters
 
         async def tail() -> None:
+            nonlocal shown
+            seen = 0  # each connection begins with the first line
             async for text in self._client.tail_job_logs(job_id):
-                print(text, end="", flush=True)
+                seen += len(text)
+                if seen > shown:
+                    print(text[shown - seen :], end="", flush=True)
+                    shown = seen
 
-        self.job(job_id)  # no such job: before a connection that says so badly
-        self._call(lambda: asyncio.run(tail()), job_id)
-        return self._wait(job_id)
+        job = self.job(job_id)  # no such job: before a connection that says so badly
+        while True:
+            # RuntimeError: Ray's word for a connection that broke.
+            with contextlib.suppress(OSError, ClientError, RuntimeError):
+                asyncio.run(tail())
+            if job.over:  # before the last connection, so that it brought everything
+                return job
+            time.sleep(POLL_S)
+            job = self._job_after_outage(job_id)
 
     def get(self, path: str) -> Any:
         """The dashboard's JSON answer."""
         # Ray's own request carries the token, and turns a wrong one into an exception that says so.
         return self._call(lambda: self._client._do_request("GET", path).json())
+
+    def _job_after_outage(self, job_id: str) -> Job:
+        """The job; a dashboard that is away for less than OUTAGE_S is waited for."""
+        deadline = time.monotonic() + OUTAGE_S
+        while True:
+            try:
+                return self.job(job_id)
+            except Unreachable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_S)
 
     def _wait(self, job_id: str, timeout_s: float = PROBE_TIMEOUT_S) -> Job:
         deadline = time.monotonic() + timeout_s
@@ -183,13 +218,18 @@ def state_of(status: str, exit_code: int | None) -> str:
     return {"SUCCEEDED": "done"}.get(status, status.lower())
 
 
+def without_webhook(command: str) -> str:
+    """A scan's command as it may be shown: the URL of its webhook may carry a secret."""
+    return re.sub(r"--webhook[= ].*?(?='?\s'?--|$)", "--webhook=…", command, flags=re.DOTALL)
+
+
 def _job(details: JobDetails) -> Job:
     return Job(
         id=details.submission_id or details.job_id or "",
         state=state_of(details.status.value, details.driver_exit_code),
         started=details.start_time / 1000 if details.start_time else None,
         ended=details.end_time / 1000 if details.end_time else None,
-        command=details.entrypoint,
+        command=without_webhook(details.entrypoint),
         exit_code=details.driver_exit_code,
         over=details.status.is_terminal(),
     )
@@ -222,8 +262,8 @@ def _connect(dashboard: str) -> JobSubmissionClient:
         ) from None
 
 
-def _unreachable(dashboard: str, error: Exception) -> UserError:
-    return UserError(
+def _unreachable(dashboard: str, error: Exception) -> Unreachable:
+    return Unreachable(
         f"no Ray dashboard answers at {dashboard} ({first_line(error)}): keep `ray dashboard deepsweep-cluster.yaml`"
         " or `kubectl port-forward` running beside this, or give --dashboard.",
         EXIT_PREFLIGHT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from cluster import nodes
@@ -18,6 +19,8 @@ SCRATCH = "50Gi"  # downloads (--scratch-size), Ray's logs, and what the object 
 HEAD_CORES, HEAD_MEMORY = 2, "8Gi"
 SECONDS_PER_MINUTE = 60
 GPU = "nvidia.com/gpu"
+RAY_JOB = "rayjob.ray.io"
+UNITS = {"Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}  # of ClusterSettings' memory
 
 
 def manifests(settings: ClusterSettings, entrypoint: str | None = None) -> list[dict[str, Any]]:
@@ -47,7 +50,7 @@ def manifest_text(settings: ClusterSettings, entrypoint: str | None = None) -> s
 def deletions(settings: ClusterSettings) -> list[str]:
     """What `kubectl delete` takes away again; the namespace stays, for others may be in it."""
     name = settings.name
-    kinds = ("cronjob.batch", "rayjob.ray.io", "raycluster.ray.io", "networkpolicy.networking.k8s.io")
+    kinds = ("cronjob.batch", RAY_JOB, "raycluster.ray.io", "networkpolicy.networking.k8s.io")
     return [*(f"{kind}/{name}" for kind in kinds), f"serviceaccount/{settings.service_account}"]
 
 
@@ -158,6 +161,7 @@ def _cluster_spec(settings: ClusterSettings) -> dict[str, Any]:
         _group(settings, "gpu", settings.gpu_workers, settings.gpu_cores, settings.gpu_memory, gpus=1),
     ]
     head = _ray_container(settings, "head", _resources(HEAD_CORES, HEAD_MEMORY))
+    head["env"].append({"name": nodes.MOST_NODES, "value": json.dumps(_limits(settings))})
     head["ports"] = [
         {"name": "gcs", "containerPort": nodes.GCS_PORT},
         {"name": "dashboard", "containerPort": nodes.DASHBOARD_PORT},
@@ -179,6 +183,24 @@ def _cluster_spec(settings: ClusterSettings) -> dict[str, Any]:
             "template": _template(settings, _pod(settings, head)),
         },
         "workerGroupSpecs": [group for group in groups if group["maxReplicas"]],
+    }
+
+
+def _limits(settings: ClusterSettings) -> dict[str, Any]:
+    """What the autoscaler may start, told to scans (`cluster.growth`): it is in a container of its own."""
+    kinds = (
+        ("cpu", settings.cpu_workers, settings.cpu_cores, settings.cpu_memory, {}),
+        ("gpu", settings.gpu_workers, settings.gpu_cores, settings.gpu_memory, {"GPU": 1}),
+    )
+    return {
+        "max_workers": settings.cpu_workers + settings.gpu_workers,
+        "available_node_types": {
+            name: {
+                "max_workers": most,
+                "resources": {"CPU": cores, "memory": int(memory[:-2]) * UNITS[memory[-2:]], **gpus},
+            }
+            for name, most, cores, memory, gpus in kinds
+        },
     }
 
 

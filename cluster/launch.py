@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.aws import TOKEN_FILE
-from cluster.kubernetes import deletions, manifest_text
+from cluster.kubernetes import RAY_JOB, deletions, manifest_text
 from cluster.settings import ClusterSettings
 from cluster.versions import ray_version
 from scanner.errors import EXIT_PREFLIGHT, UserError
+
+#: KubeRay's states of a RayJob that does nothing any more.
+ENDED = ("Complete", "Failed", "ValidationFailed")
 
 
 def up_aws(file: Path, *, yes: bool) -> None:
@@ -31,7 +34,9 @@ def down_aws(file: Path, *, yes: bool) -> None:
 
 
 def up_kubernetes(settings: ClusterSettings, entrypoint: str | None) -> None:
-    """`kubectl apply` of the manifests."""
+    """`kubectl apply` of the manifests; a scan that has ended makes room for the same one again."""
+    if entrypoint is not None and settings.nightly is None:
+        _clear_job(settings)
     _run([_kubectl(), "apply", "-f", "-"], "kubectl apply", manifest_text(settings, entrypoint))
 
 
@@ -39,6 +44,25 @@ def down_kubernetes(settings: ClusterSettings) -> None:
     """`kubectl delete` of what `up` may have made; RESULTS stay."""
     command = [_kubectl(), "delete", "--namespace", settings.namespace, "--ignore-not-found", *deletions(settings)]
     _run(command, "kubectl delete")
+
+
+def _clear_job(settings: ClusterSettings) -> None:
+    """Delete the RayJob of an earlier scan: one that has ended stays "unchanged" when applied again, and scans nothing.
+
+    Raises UserError where it has not ended: its scan would end with it.
+    """
+    where, job = ["--namespace", settings.namespace, "--ignore-not-found"], f"{RAY_JOB}/{settings.name}"
+    state = "--output=jsonpath={.metadata.name} {.status.jobDeploymentStatus}"
+    found = _run([_kubectl(), "get", job, *where, state], "kubectl get", keep=True)
+    if not found:
+        return
+    if found.partition(" ")[2] not in ENDED:
+        raise UserError(
+            f"the scan of cluster {settings.name} has not ended: wait for it (`kubectl get rayjob`), end it with"
+            " `deepsweep cluster down --kubernetes`, or give this one another --name.",
+            EXIT_PREFLIGHT,
+        )
+    _run([_kubectl(), "delete", job, *where], "kubectl delete")
 
 
 def _check_credentials() -> None:
@@ -87,9 +111,13 @@ def _kubectl() -> str:
     return found
 
 
-def _run(command: Sequence[str], name: str, text: str | None = None) -> None:
-    """Run a tool in the foreground; what it prints and asks is between it and the user."""
+def _run(command: Sequence[str], name: str, text: str | None = None, *, keep: bool = False) -> str:
+    """Run a tool in the foreground; what it prints and asks is between it and the user.
+
+    keep: return what it prints instead.
+    """
     sys.stdout.flush()
-    done = subprocess.run(command, input=text, text=True, check=False)
+    done = subprocess.run(command, input=text, text=True, check=False, stdout=subprocess.PIPE if keep else None)
     if done.returncode:
         raise UserError(f"`{name}` failed with exit code {done.returncode}: see above.", EXIT_PREFLIGHT)
+    return done.stdout or ""

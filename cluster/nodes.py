@@ -11,7 +11,17 @@ DASHBOARD = f"http://127.0.0.1:{DASHBOARD_PORT}"  # after `ray dashboard` or `ku
 RUNTIME_ENV_PORT = 52366
 
 #: The environment of every process of Ray: nobody without the token may run code on the cluster.
-ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Seconds from `ray job stop` to SIGKILL. Ray's 3 don't do for a scan that closes its books: it waits for what is
+    # being written, and rewrites its record, with all the retries of S3.
+    "RAY_JOB_STOP_WAIT_TIME_S": "120",
+}
+
+HEAD = {"node:__internal_head__": 0.001}  # Ray's own mark of the head, as what a task or an actor wants of its node
+#: On the head, where no file there says it: what the autoscaler may start, as `ray up` files tell it, in JSON.
+MOST_NODES = "DEEPSWEEP_MOST_NODES"
 
 #: The head keeps the cluster together and runs the scan's driver, so no actor may crowd it out.
 HEAD_PARAMETERS = {

@@ -16,7 +16,6 @@ from typing import Any, Generic, TypeVar
 from cluster.connect import Resources, connect, disconnect, object_store_bytes
 from cluster.plan import Plan, plan_for
 from cluster.versions import deepsweep_version, ray_version
-from cluster.workers import rooms_at_most
 from scanner.errors import EXIT_PREFLIGHT, UserError
 
 ANSWER_S = 60.0  # for a node's worker to start and to look; it takes a second or two
@@ -87,7 +86,7 @@ def ready(address: str | None, gpus: float | None, needs: Needs) -> tuple[Resour
         if not resources.local:
             _refuse(on_every_node(node_facts, needs.scratch, timeout_s=ANSWER_S), needs)
         most_gpus = math.inf if gpus is None else gpus
-        return resources, plan_for(resources.rooms, resources.gpus, needs.memory, rooms_at_most(), most_gpus)
+        return resources, plan_for(resources.rooms, resources.gpus, needs.memory, resources.grown, most_gpus)
     except UserError:
         disconnect()
         raise

@@ -18,11 +18,11 @@ from typing import Any, TextIO
 
 from cluster.connect import attach, disconnect
 from cluster.entrypoint import check_reachable, scan_arguments
+from cluster.nodes import HEAD
 from cluster.versions import deepsweep_version
 from scanner.config import ScanConfig
 from scanner.errors import EXIT_INTERRUPTED, EXIT_PREFLIGHT, UserError
 
-HEAD = {"node:__internal_head__": 0.001}  # Ray's own mark of the head, where no spot instance ends
 WAIT_S = 1.0  # the longest that the driver's answer takes; a request to stop waits behind it
 SENDS = 1000  # lines at once
 
@@ -39,7 +39,7 @@ def scan_remotely(config: ScanConfig) -> int:
         import ray
         from ray.exceptions import RayError
 
-        driver = ray.remote(num_cpus=0, resources=HEAD)(Driver).remote()
+        driver = ray.remote(num_cpus=0, resources=HEAD)(Driver).remote()  # no spot instance ends there
         try:
             _check_version(ray.get(driver.version.remote()), config.address)
             ray.get(driver.start.remote(scan_arguments(config)))

@@ -1,18 +1,16 @@
-"""Workers that an autoscaling cluster has yet to start: calling them before a scan, and how many there can be."""
+"""Workers that an autoscaling cluster has yet to start: calling them before a scan."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 
 from cluster.connect import attach, disconnect
 from cluster.entrypoint import Workers
-from cluster.plan import MIN_CPUS, Room
+from cluster.plan import MIN_CPUS
 from scanner.errors import EXIT_PREFLIGHT, UserError
 
 POLL_S = 1.0
-UNLIMITED = 100  # nodes of a kind of which the cluster may start any number: a plan needs one
 
 
 def wait_for_workers(workers: Workers, address: str = "auto") -> tuple[int, int]:
@@ -49,24 +47,3 @@ def wait_for_workers(workers: Workers, address: str = "auto") -> tuple[int, int]
             EXIT_PREFLIGHT,
         )
     return met["CPU"], met["GPU"]
-
-
-def rooms_at_most() -> tuple[Room, ...]:
-    """The nodes of the connected cluster once its autoscaler has started all it may; none where there is none.
-
-    A kind of which the autoscaler does not know the memory has no limit.
-    """
-    from ray._private.state import state
-
-    config = state.get_cluster_config()
-    kinds = [kind for kind in (config.node_group_configs if config else ()) if kind.resources.get("CPU", 0)]
-    return tuple(
-        Room(
-            kind.name,
-            float(kind.resources["CPU"]),
-            float(kind.resources.get("GPU", 0)),
-            float(kind.resources.get("memory", math.inf)),
-        )
-        for kind in kinds
-        for _ in range(UNLIMITED if kind.max_count < 0 else kind.max_count)
-    )

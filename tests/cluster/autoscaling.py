@@ -1,4 +1,4 @@
-"""A real Ray cluster on this machine that starts its worker when one is asked for, as one in the cloud does."""
+"""A real Ray cluster on this machine that starts its workers when they are asked for, as one in the cloud does."""
 
 from __future__ import annotations
 
@@ -17,28 +17,40 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray._private.ray_constants import RESOURCES_ENVIRONMENT_VARIABLE
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
 from cluster import nodes
 from tests import processes
 
+ROOT = Path(__file__).parents[2]
 HEAD_TYPE = "ray.head.default"
 START_TIMEOUT_S = 90
 STORE_BYTES = str(200 << 20)
+WORKER_BYTES = 8 << 30  # as Ray counts memory; two analysers fit
 
 
 @dataclass(frozen=True)
 class Head:
-    """dashboard: URL. client: the port of ray://. environment: what a process needs to be let in."""
+    """address: HOST:PORT. dashboard: URL. client: ray://'s port. environment: what a process needs to be let in."""
 
+    address: str
     dashboard: str
     client: int
     environment: dict[str, str]
 
 
+class Provider(FakeMultiNodeProvider):
+    """Ray's own takes a node's memory for a resource of ours, and fails: here it comes with the environment."""
+
+    def _create_node_with_resources_and_labels(self, node_config, tags, count, resources, labels):
+        others = {name: amount for name, amount in resources.items() if name != "memory"}
+        super()._create_node_with_resources_and_labels(node_config, tags, count, others, labels)
+
+
 @contextlib.contextmanager
-def autoscaling_cluster(worker_cpus: int) -> Iterator[Head]:
-    """A head without CPUs, and an autoscaler that may start one worker with worker_cpus.
+def autoscaling_cluster(worker_cpus: int, workers: int = 1) -> Iterator[Head]:
+    """A head without CPUs, and an autoscaler that may start so many workers with worker_cpus each.
 
     The head is started with the parameters of deepsweep's own clusters, on free ports, and ends with all it started.
     """
@@ -46,7 +58,8 @@ def autoscaling_cluster(worker_cpus: int) -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="ds-"))  # short: it holds sockets, whose paths have 107 bytes at most
     environment = nodes.ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(16)}
     config = folder / "autoscaler.json"
-    config.write_text(json.dumps(_autoscaler(f"{_own_address()}:{gcs}", worker_cpus)))
+    address = f"{_own_address()}:{gcs}"
+    config.write_text(json.dumps(_autoscaler(address, worker_cpus, workers)))
     parameters = nodes.HEAD_PARAMETERS | {
         "port": str(gcs),
         "dashboard-host": "127.0.0.1",
@@ -69,7 +82,7 @@ def autoscaling_cluster(worker_cpus: int) -> Iterator[Head]:
             *nodes.options(parameters).split(),
         ],
         # A job finds `deepsweep` on the head's PATH.
-        env={**os.environ, **environment, **_as_fake_cloud(), "PATH": _path()},
+        env={**os.environ, **environment, **_as_fake_cloud(), "PATH": _path(), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=folder,
@@ -77,24 +90,24 @@ def autoscaling_cluster(worker_cpus: int) -> Iterator[Head]:
     url = f"http://127.0.0.1:{dashboard}"
     try:
         _wait_for_head(url, environment["RAY_AUTH_TOKEN"], process)
-        yield Head(url, client, environment)
+        yield Head(address, url, client, environment)
     finally:
         processes.end(processes.family(process.pid))
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _autoscaler(gcs_address: str, worker_cpus: int) -> dict:
+def _autoscaler(gcs_address: str, worker_cpus: int, workers: int) -> dict:
     """An autoscaler's config, for the node provider that Ray has for trying things out on one machine."""
     return {
         "cluster_name": "deepsweep-test",
-        "max_workers": 1,
+        "max_workers": workers,
         "idle_timeout_minutes": 30,
         "upscaling_speed": 1,
         "provider": {
             # Not "fake_multinode": its defaults are not in the wheel.
             "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": f"{__name__}.{Provider.__name__}",
             "gcs_address": gcs_address,
             "head_node_id": FAKE_HEAD_NODE_ID,
             "launch_multiple": True,
@@ -116,10 +129,14 @@ def _autoscaler(gcs_address: str, worker_cpus: int) -> dict:
         "available_node_types": {
             HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             "worker": {
-                "resources": {"CPU": worker_cpus, "object_store_memory": int(STORE_BYTES)},
+                "resources": {
+                    "CPU": worker_cpus,
+                    "memory": WORKER_BYTES,
+                    "object_store_memory": int(STORE_BYTES),
+                },
                 "node_config": {},
                 "min_workers": 0,
-                "max_workers": 1,
+                "max_workers": workers,
             },
         },
     }
@@ -133,6 +150,7 @@ def _as_fake_cloud() -> dict[str, str]:
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "RAY_NODE_TYPE_NAME": HEAD_TYPE,
+        RESOURCES_ENVIRONMENT_VARIABLE: json.dumps({"memory": WORKER_BYTES}),
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
 

@@ -1,4 +1,4 @@
-"""The fields of Kubernetes objects that deepsweep's manifests use, as JSON schemas that allow no others.
+"""The fields of Kubernetes objects that deepsweep's manifests and pages use, as JSON schemas that allow no others.
 
 Written after KubeRay's Go types and CRDs of 1.6 (ray-operator/apis/ray/v1: raycluster_types.go, rayjob_types.go;
 authOptions since 1.5.1) and Kubernetes' API of 1.30 (core/v1, batch/v1, networking.k8s.io/v1). An API server prunes or
@@ -52,7 +52,10 @@ CONTAINER = fields(
     name=LABEL,
     image=TEXT,
     command=items(TEXT),
+    args=items(TEXT),
     env=ENVIRONMENT,
+    envFrom=items(fields(secretRef=fields(("name",), name=LABEL))),
+    volumeMounts=items(fields(("name", "mountPath"), name=LABEL, mountPath=TEXT)),
     ports=items(fields(("containerPort",), name=LABEL, containerPort={**COUNT, "maximum": 65535})),
     resources=RESOURCES,
     securityContext=CONTAINER_SECURITY,
@@ -72,6 +75,8 @@ POD = fields(
     ),
     securityContext=fields(runAsNonRoot=BOOL, runAsUser=COUNT, runAsGroup=COUNT, fsGroup=COUNT, seccompProfile=SECCOMP),
     containers=items(CONTAINER, least=1),
+    terminationGracePeriodSeconds=COUNT,
+    volumes=items(fields(("name",), name=LABEL, emptyDir=fields(medium={"enum": ["", "Memory"]}, sizeLimit=QUANTITY))),
 )
 TEMPLATE = fields(("spec",), metadata=fields(labels=TEXTS), spec=POD)
 

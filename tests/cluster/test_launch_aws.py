@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shlex
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from cluster.aws import cluster_file, install_commands, ray_up_config
+from cluster.growth import rooms_of
 from cluster.settings import ClusterSettings
 from cluster.versions import deepsweep_version, ray_version
 from scanner.cli import main
@@ -98,6 +100,10 @@ def test_ray_starts_the_head_and_workers_of_this_file_on_ec2(s3_endpoint, monkey
     assert types["head"]["resources"] == {"CPU": 0, "GPU": 0}
     assert types["cpu-spot"]["resources"]["CPU"] == 16 and types["gpu-spot"]["resources"]["GPU"] == 1
 
+    grown = rooms_of(config)
+    assert [(room.cpus, room.gpus) for room in grown] == [(4, 1), *[(16, 0)] * 8], "scans know what may come"
+    assert all(isfinite(room.memory) for room in grown)
+
     ready = bootstrap_aws(config)
     assert (tmp_path / ".ssh").is_dir()
     provider = AWSNodeProvider(ready["provider"], ready["cluster_name"])
@@ -111,6 +117,11 @@ def test_ray_starts_the_head_and_workers_of_this_file_on_ec2(s3_endpoint, monkey
     ]
     assert sorted(instance["InstanceType"] for instance in instances) == ["g5.xlarge", "m6i.4xlarge", "m6i.xlarge"]
     assert [i["InstanceType"] for i in instances if i.get("InstanceLifecycle") == "spot"] == ["m6i.4xlarge"]
+
+
+def test_a_scan_that_is_stopped_has_time_to_close_its_books():
+    (*_, head) = ray_up_config(settings())["head_start_ray_commands"]
+    assert "RAY_JOB_STOP_WAIT_TIME_S=120 " in head, "Ray kills it after 3 seconds otherwise"
 
 
 def test_nodes_install_this_version_under_its_constraints():

@@ -17,7 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.entrypoint import Workers, job_command
+from cluster.growth import limits_here, rooms_of
 from cluster.kubernetes import manifests
+from cluster.nodes import MOST_NODES
+from cluster.plan import Room
 from cluster.settings import ClusterSettings
 from cluster.versions import ray_version
 from scanner.cli import main
@@ -82,6 +85,23 @@ def test_a_cluster_scales_from_no_worker_and_decodes_nothing_on_its_head():
     pod = gpu["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert pod["nodeSelector"] == {"gpu": "a10"} and pod["tolerations"][0]["key"] == "nvidia.com/gpu"
+
+
+def test_a_scan_that_is_stopped_has_time_to_close_its_books():
+    head = only(up(*SCAN), "RayJob")["spec"]["rayClusterSpec"]["headGroupSpec"]
+    assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "120"} in _environment(head)
+
+
+def test_a_scan_on_the_head_is_told_what_may_come(monkeypatch):
+    spec = only(up("--cpu-workers", "2", "--cpu-memory", "900Mi"), "RayCluster")["spec"]
+    (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
+    (told,) = (entry["value"] for entry in head["env"] if entry["name"] == MOST_NODES)
+    monkeypatch.setenv(MOST_NODES, told)
+    assert rooms_of(limits_here("10.0.0.1:6379")) == (
+        Room("", 4, 1, 16 << 30),
+        *[Room("", 8, 0, 900 << 20)] * 2,
+    )
+    assert MOST_NODES not in str(spec["workerGroupSpecs"])
 
 
 def test_pods_are_as_weak_as_they_can_be_and_strangers_are_kept_out():
@@ -189,6 +209,45 @@ def test_without_kubectl_the_way_out_is_named(monkeypatch, tmp_path):
     for arguments in (["up", "--image", IMAGE], ["down"]):
         done = CliRunner().invoke(main, ["cluster", *arguments, "--kubernetes", "--yes"])
         assert (done.exit_code, "`kubectl` is not installed" in done.stderr) == (4, True), done.output
+
+
+KUBECTL = """#!/bin/sh
+echo "$1 $2" >> "$0.calls"
+case $1 in get) printf '%s' "$FOUND";; apply) cat > /dev/null;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("found", "calls"),
+    [
+        ("", ["get", "apply"]),
+        ("deepsweep Complete", ["get", "delete", "apply"]),
+        ("deepsweep Failed", ["get", "delete", "apply"]),
+        ("deepsweep Running", ["get"]),
+        ("deepsweep ", ["get"]),  # made a moment ago
+    ],
+)
+def test_the_same_scan_again_takes_the_place_of_one_that_has_ended(found, calls, monkeypatch, tmp_path):
+    program = tmp_path / "kubectl"
+    program.write_text(KUBECTL)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("FOUND", found)
+    done = CliRunner().invoke(main, ["cluster", "up", "--kubernetes", "--yes", "--image", IMAGE, *SCAN])
+    assert [line.split()[0] for line in (tmp_path / "kubectl.calls").read_text().splitlines()] == calls
+    assert done.exit_code == (0 if "apply" in calls else 4), done.output
+    assert ("has not ended: wait for it" in done.stderr) == ("apply" not in calls)
+    if "delete" in calls:
+        assert "delete rayjob.ray.io/deepsweep" in (tmp_path / "kubectl.calls").read_text()
+
+
+def test_a_cluster_that_stays_is_applied_as_it_is(monkeypatch, tmp_path):
+    program = tmp_path / "kubectl"
+    program.write_text(KUBECTL)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    done = CliRunner().invoke(main, ["cluster", "up", "--kubernetes", "--yes", "--image", IMAGE])
+    assert (done.exit_code, (tmp_path / "kubectl.calls").read_text()) == (0, "apply -f\n"), done.output
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +19,7 @@ from cluster.connect import (
     object_store_bytes,
     resources_here,
 )
+from cluster.growth import rooms_of
 from cluster.plan import (
     ANALYZERS_PER_BATCHED_SPAN,
     MIN_CPUS,
@@ -191,6 +195,25 @@ def test_an_autoscaler_that_knows_of_no_memory_is_not_asked_for_any():
     assert "memory" not in plan_for([WORKER], 0, 3 * GIB, [Room("cpu", 16)] * 2).analyze
 
 
+def limits_of(most: int, **kinds: tuple[int, dict[str, int]]) -> dict[str, Any]:
+    """What an autoscaler may start: (most, resources) by kind."""
+    types = {name: {"max_workers": count, "resources": has} for name, (count, has) in kinds.items()}
+    return {"max_workers": most, "head_node_type": "head", "available_node_types": types}
+
+
+def test_spot_instances_and_their_fallback_share_what_one_kind_is_allowed():
+    cpu, gpu = {"CPU": 16, "memory": 60 * GIB}, {"CPU": 4, "GPU": 1, "memory": 15 * GIB}
+    limits = limits_of(9, head=(0, {"CPU": 4}), cpu_spot=(8, cpu), cpu=(8, cpu), gpu_spot=(1, gpu), gpu=(1, gpu))
+    assert rooms_of(limits) == (replace(GPU_WORKER, address=""), *[replace(WORKER, address="")] * 8)
+    assert [room.gpus for room in rooms_of(limits | {"max_workers": 3})] == [1, 0, 0], "the cluster's own limit holds"
+
+
+def test_a_cluster_that_says_nothing_does_not_grow_and_what_it_does_not_say_has_no_limit():
+    assert rooms_of({}) == rooms_of(limits_of(4, cpu=(0, {"CPU": 8}), odd=(4, {}))) == ()
+    unlimited = {"max_workers": 2, "available_node_types": {"cpu": {"resources": {"CPU": 8}}}}
+    assert rooms_of(unlimited) == (Room("", 8),) * 2
+
+
 @given(rooms, st.lists(st.sampled_from([WORKER, GPU_WORKER]), max_size=4), st.integers(0, 8))
 def test_pools_never_begin_with_more_than_they_may_have(nodes, grown, gpus):
     gpus = min(gpus, int(sum(room.gpus for room in nodes)))
@@ -256,6 +279,12 @@ def refused(resources: Resources, wanted: float | None, found: float, code: int 
 def test_too_few_cores_are_refused_with_the_fix():
     assert "1 of 1 CPUs free, and a scan needs 2" in refused(Resources(1, 0, 1, True), None, 0)
     assert "0 of 0 CPUs" in refused(Resources(0, 8, 1, False), None, 8)
+
+
+def test_a_cluster_whose_workers_have_yet_to_come_says_how_they_are_called():
+    said = refused(Resources(0, 0, 1, False, grown=(WORKER,) * 8), None, 0)
+    assert "0 of 0 CPUs free, and a scan needs 2" in said and "`deepsweep cluster submit --cpus N -- ...`" in said
+    assert "add a node" not in said
 
 
 def test_gpus_that_are_not_there_are_refused():
