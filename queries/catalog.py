@@ -86,16 +86,16 @@ def open_catalog(results: str, *, unsafe: bool = False) -> duckdb.DuckDBPyConnec
 def ask_catalog(results: str, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
     """What question(connection) returns; it is asked again where `compact` removed files from under it.
 
-    Raises UserError as open_catalog does, and whatever else question raises.
+    Raises UserError as open_catalog does, also where question can't read the files; and whatever else it raises.
     """
     for _ in range(ATTEMPTS):
-        before = generation(results)
+        before = _generation(results)
         with open_catalog(results) as connection:
             try:
                 return question(connection)
-            except (duckdb.Error, pa.ArrowException, OSError):
-                if generation(results) == before:
-                    raise
+            except (duckdb.Error, pa.ArrowException, OSError) as error:
+                if _generation(results) == before:
+                    raise UserError(f"{results} could not be read: {one_sentence(error)}", EXIT_PREFLIGHT) from None
     raise UserError(_busy(results), EXIT_PREFLIGHT)
 
 

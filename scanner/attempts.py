@@ -34,8 +34,10 @@ def attempt(*work: str | int) -> Iterator[bool]:
         _internal_kv_put(key, str(begun), namespace=_NAMESPACE)
     else:
         begun = 1
-    yield begun <= MOST
-    _internal_kv_del(key, namespace=_NAMESPACE)
+    try:
+        yield begun <= MOST
+    finally:  # work that raised has not killed its process
+        _internal_kv_del(key, namespace=_NAMESPACE)
 
 
 def _ray_runs() -> bool:

@@ -69,15 +69,18 @@ def plan_compaction(results: str, target: int, min_files: int) -> Compaction:
     """
     from queries.catalog import PART, REVIEW_PART, list_files
     from scanner.status import read_runs
-    from scanner.storage import file_sizes
+    from scanner.storage import LIST, S3_ERRORS, file_sizes, s3_problem
 
     list_files(results)  # says what is wrong where these are no results
     plan, folders = Compaction(), defaultdict(list)
-    for prefix, name in (("spans/", PART), ("reviews/", REVIEW_PART)):
-        for file, size in file_sizes(results, prefix, ".parquet").items():
-            if name.search(file):
-                plan.sizes[file] = size
-                folders[file.rpartition("/")[0]].append(file)
+    try:
+        for prefix, name in (("spans/", PART), ("reviews/", REVIEW_PART)):
+            for file, size in file_sizes(results, prefix, ".parquet").items():
+                if name.search(file):
+                    plan.sizes[file] = size
+                    folders[file.rpartition("/")[0]].append(file)
+    except S3_ERRORS as error:
+        raise UserError(s3_problem(error, results, LIST), EXIT_PREFLIGHT) from None
     # Read after the listing: a run's record is there before its first file.
     live = {run.run_id for run in read_runs(results) if run.is_live}
     for folder, files in folders.items():

@@ -13,13 +13,14 @@ from cluster.connect import disconnect, resources_here
 from cluster.plan import plan_for
 from cluster.preflight import check_here, ready
 from scanner.config import ScanConfig
-from scanner.errors import EXIT_OK
+from scanner.errors import EXIT_OK, EXIT_PREFLIGHT, UserError
 from scanner.headers import Duration, durations
 from scanner.pipeline import Todo
 from scanner.records import RunFacts
+from scanner.results import listed
 from scanner.scan import Inventory, needs, plan_facts
 from scanner.sources import Video
-from scanner.storage import get_bytes, list_results
+from scanner.storage import READ, S3_ERRORS, get_bytes, s3_problem
 
 SAMPLE = 20  # videos whose headers are read
 SEED = 1  # the same archive gives the same sample
@@ -165,10 +166,13 @@ def student(freedom: int) -> float:
 
 
 def measured_speed(results: str, facts: RunFacts, device: str) -> Speed | None:
-    """What the latest long enough run in RESULTS with this model and these settings got through."""
-    for uri in reversed(list_results(results, "runs/", ".json")):
+    """What the latest long enough run in RESULTS with this model and these settings got through.
+
+    Raises UserError (exit code 4) where S3 fails.
+    """
+    for uri in reversed(listed(results, "runs/", ".json")):
         try:
-            run = json.loads(get_bytes(uri))
+            run = json.loads(_record(uri))
             same = (run["model_digest"], run["settings_digest"]) == (facts.spec.digest, facts.settings_digest)
             if same and run["plan"]["device"] == device and run["wall_s"] >= MEASURED_FROM_S and run["video_hours"] > 0:
                 analyzers, wall = run["plan"]["analyzers"], run["wall_s"]
@@ -178,6 +182,13 @@ def measured_speed(results: str, facts: RunFacts, device: str) -> Speed | None:
         except (OSError, ValueError, KeyError, TypeError):
             continue  # another version's record, or one that is being written
     return None
+
+
+def _record(uri: str) -> bytes:
+    try:
+        return get_bytes(uri)
+    except S3_ERRORS as error:
+        raise UserError(s3_problem(error, uri, READ), EXIT_PREFLIGHT) from None
 
 
 # --- words ------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
-"""Names: which files below a source are taken, by extension, hidden files, globs, include and exclude."""
+"""Names: which files below a source are taken, by extension, hidden files, globs, include and exclude; the user's."""
 
 from __future__ import annotations
 
 import fnmatch
+import getpass
+import os
 import re
 from collections.abc import Callable, Sequence
 
@@ -57,3 +59,11 @@ def glob_root(path: str) -> tuple[str, list[str]]:
     parts = path.split("/")
     first = next(index for index, part in enumerate(parts) if is_glob(part))
     return "/".join(parts[:first]) or "/", parts[first:]
+
+
+def login_name() -> str:
+    """The user's login name, or number where there is no name for it, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

@@ -24,8 +24,8 @@ from scanner.decode import DecodeError
 from scanner.guard import Guard, GuardFailure
 from scanner.metrics import observe, timed
 from scanner.records import RunFacts, Span, span_row
-from scanner.results import Status, write_part
-from scanner.scratch import FetchError, Scratch
+from scanner.results import WRITE_PATIENCE_S, Status, write_part
+from scanner.scratch import FetchError, Scratch, ScratchFailed
 from scanner.sources import Video
 from scanner.storage import CredentialsFailed
 
@@ -171,7 +171,7 @@ class SplitIntoSpans:
                 info = self.guard.run(probe_video, str(path), deadline_s=deadline)
         except (DecodeError, FetchError, GuardFailure) as failure:
             return [whole.failed(failure.status, str(failure))]
-        except CredentialsFailed:  # nothing to note of this video: it ends the scan
+        except (CredentialsFailed, ScratchFailed):  # nothing to note of this video: it ends the scan
             raise
         except Exception as error:
             return [whole.failed(Status.DECODE_ERROR, _unforeseen(error))]
@@ -213,7 +213,7 @@ class Analyze:
                 signals = self._signals(span, path)
         except (DecodeError, FetchError, GuardFailure) as failure:
             return span.failed(failure.status, str(failure))
-        except CredentialsFailed:
+        except (CredentialsFailed, ScratchFailed):
             raise
         except Exception as error:
             return span.failed(Status.DECODE_ERROR, _unforeseen(error))
@@ -330,7 +330,7 @@ class Sink:
         spans: list[Span] = _unpack_batch(batch)
         rows = [span_row(span, self.work.run) for span in spans]
         with timed("write"):
-            write_part(self.work.results, self.work.run.run_id, rows)
+            write_part(self.work.results, self.work.run.run_id, rows, WRITE_PATIENCE_S)
         return _pack_batch(
             Written(
                 row["uri"],

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import random
 import secrets
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
@@ -14,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 
 from scanner.errors import EXIT_PREFLIGHT, UserError
 from scanner.storage import LIST, S3_ERRORS, WRITE, get_bytes, list_results, put_bytes, s3_problem
@@ -54,6 +57,12 @@ SCHEMA_VERSION = 1
 _MOMENT = "%Y%m%d-%H%M%S-%f"  # of a run's start, in its run_id
 
 GENERATION = "compaction.json"  # in RESULTS; see `generation`
+
+#: How long a write to RESULTS is repeated while S3 throttles or does not answer, beyond the client's own minute: an
+#: outage of minutes shall not end a night. Less than what the watchdog grants a task beside its work (SLACK_S).
+WRITE_PATIENCE_S = 600.0
+WRITE_PAUSES_S = (2.0, 30.0)  # the first pause, doubled from then on, and the longest
+_BUSY = {429, 500, 502, 503, 504}  # HTTP; not 507, a full disk
 
 _BOX = [("x", pa.float32()), ("y", pa.float32()), ("w", pa.float32()), ("h", pa.float32())]
 
@@ -183,25 +192,42 @@ def part_name(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"part-{digest[:24]}.parquet"
 
 
-def write_part(results: str, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add spans to RESULTS: whole or not at all. Raises UserError (exit code 4) where that is impossible."""
-    _put(results, f"spans/run_id={run_id}/{part_name(rows)}", part_bytes(rows))
+def write_part(results: str, run_id: str, rows: Sequence[Mapping[str, Any]], patience_s: float = 0.0) -> None:
+    """Add spans to RESULTS: whole or not at all. Raises UserError (exit code 4) where that is impossible.
+
+    patience_s: how long it is tried again while S3 throttles or does not answer.
+    """
+    _put(results, f"spans/run_id={run_id}/{part_name(rows)}", part_bytes(rows), patience_s)
 
 
-def write_run(results: str, run: Mapping[str, Any]) -> None:
+def write_run(results: str, run: Mapping[str, Any], patience_s: float = 0.0) -> None:
     """Write or replace the record of a run, runs/<run_id>.json. Raises UserError as write_part does."""
     data = json.dumps(run, indent=1, default=str, sort_keys=True)
-    _put(results, f"runs/{run['run_id']}.json", data.encode())
+    _put(results, f"runs/{run['run_id']}.json", data.encode(), patience_s)
 
 
-def _put(results: str, name: str, data: bytes) -> None:
-    try:
-        put_bytes(join(results, name), data)
-    except S3_ERRORS as error:  # some of which are OSErrors too
-        raise UserError(s3_problem(error, results, WRITE), EXIT_PREFLIGHT) from None
-    except OSError as error:
-        what = f"{results} can't be written to any more: {error.strerror}. Make room or mend it."
-        raise UserError(what, EXIT_PREFLIGHT) from None
+def _put(results: str, name: str, data: bytes, patience_s: float) -> None:
+    deadline, wait = time.monotonic() + patience_s, WRITE_PAUSES_S[0]
+    while True:
+        try:
+            put_bytes(join(results, name), data)
+            return
+        except S3_ERRORS as error:  # some of which are OSErrors too
+            pause = wait * random.uniform(0.5, 1)  # so that the writers of a night don't knock in step
+            if not _may_pass(error) or time.monotonic() + pause >= deadline:
+                raise UserError(s3_problem(error, results, WRITE), EXIT_PREFLIGHT) from None
+        except OSError as error:
+            what = f"{results} can't be written to any more: {error.strerror}. Make room or mend it."
+            raise UserError(what, EXIT_PREFLIGHT) from None
+        time.sleep(pause)
+        wait = min(2 * wait, WRITE_PAUSES_S[1])
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether S3 is only busy or out of reach; what it refuses it will refuse again."""
+    if isinstance(error, ClientError):
+        return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _BUSY
+    return isinstance(error, ConnectionError | HTTPClientError)
 
 
 def generation(results: str) -> bytes:

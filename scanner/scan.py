@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import itertools
 import json
 import logging
 import platform
 import signal
+import sys
 import tempfile
 import time
 import warnings
@@ -20,15 +20,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from queries.text import escape_controls
 from scanner import errors, metrics
 from scanner.config import ScanConfig
 from scanner.diagnosis import diagnose, forget_blocks, pulse
 from scanner.errors import UserError
 from scanner.heartbeat import Heartbeat
+from scanner.names import login_name
 from scanner.pipeline import VIDEOS_PER_BLOCK, Todo, Work, dataset, todo_block, written
 from scanner.progress import Progress
 from scanner.records import RunFacts
-from scanner.results import FAILED, Status, latest_run, new_run_id, write_run
+from scanner.results import FAILED, WRITE_PATIENCE_S, Status, latest_run, new_run_id, write_run
 from scanner.resume import Done
 from scanner.scratch import Scratch, sweep
 from scanner.sources import check_sources, iter_videos
@@ -72,13 +74,15 @@ def scan(config: ScanConfig) -> int:
         from scanner.dryrun import dry_run
 
         return dry_run(inventory, config, facts)
-    with Progress(quiet=config.quiet, as_json=config.json) as progress:
-        first = next(inventory.blocks(progress), None)
-        if first is not None:
-            outcome = _run(config, facts, inventory, first, progress)
-    if first is None:
-        return _nothing_to_do(config, inventory)
-    return _conclude(config, facts, outcome, progress)
+    record = _begin_record(config, facts)
+    with _webhook_told(config, record):
+        with Progress(quiet=config.quiet, as_json=config.json) as progress:
+            first = next(inventory.blocks(progress), None)
+            if first is not None:
+                _run(config, facts, inventory, first, progress, record)
+        if first is None:
+            return _nothing_to_do(config, inventory)
+        return _conclude(config, facts, inventory, progress, record)
 
 
 def _done(config: ScanConfig, facts: RunFacts) -> Done:
@@ -116,8 +120,10 @@ class Inventory:
             yield todo_block(chunk)
 
 
-def _run(config: ScanConfig, facts: RunFacts, inventory: Inventory, first, progress: Progress) -> dict[str, Any]:
-    """Drive the pipeline until everything is written or the user interrupts; the run's record."""
+def _run(
+    config: ScanConfig, facts: RunFacts, inventory: Inventory, first, progress: Progress, record: dict[str, Any]
+) -> None:
+    """Drive the pipeline until everything is written or the user interrupts; record tells how that went."""
     import ray
     from ray.exceptions import RayError
 
@@ -126,7 +132,6 @@ def _run(config: ScanConfig, facts: RunFacts, inventory: Inventory, first, progr
 
     base = scratch_base(config)
     sweep(base)
-    record = _begin_record(config, facts)
     began = time.monotonic()
     progress.phase = "starting"
     with watchdog(config, inventory, progress), sigterm_interrupts(), Heartbeat(config.out, record, progress) as heart:
@@ -159,37 +164,62 @@ def _run(config: ScanConfig, facts: RunFacts, inventory: Inventory, first, progr
         finally:
             disconnect()
             sweep(base)
-    record |= {
-        "spans": progress.spans_done,
-        "video_hours": round(progress.seconds / 3600, 4),
-        "wall_s": round(time.monotonic() - began, 2),
-        "video_hours_per_hour": round(progress.seconds / max(1e-9, time.monotonic() - began), 2),
-    }
-    return record
+            record |= progress.facts(time.monotonic() - began)
 
 
-def _conclude(config: ScanConfig, facts: RunFacts, record: dict[str, Any], progress: Progress) -> int:
-    """Sum up what is on disk, tell everyone, choose the exit code."""
+def _conclude(
+    config: ScanConfig, facts: RunFacts, inventory: Inventory, progress: Progress, record: dict[str, Any]
+) -> int:
+    """Write down that the run has ended, sum up what is on disk, tell everyone, choose the exit code."""
     from scanner.summary import print_summary, summarize
 
-    summary = summarize(config.out, facts.run_id)
-    record |= {"counts": summary.counts, "videos": summary.videos, "flagged_clips": summary.flagged_clips}
-    write_run(config.out, record)
-    if not config.quiet and not config.json:
-        print_summary(summary, record, config)
+    problems, summary = [], None
+    lost = inventory.todo - progress.videos_done
+    if lost > 0 and not record["interrupted"]:  # which a stalled run is, too
+        record["broke_off"] = f"{lost:,} videos got no row, or not all of theirs: run the same command again"
+        problems.append(record["broke_off"])
+    # First of all, with what the driver has counted: whatever fails from here on, the run has ended.
+    patience_s = 0.0 if record["interrupted"] else WRITE_PATIENCE_S
+    write_run(config.out, record, patience_s)
+    try:
+        summary = summarize(config.out, facts.run_id)
+    except Exception as error:  # whatever it meets: the scan itself is done
+        problems.append(f"what was scanned is in {config.out}, but could not be summed up: {root_cause(error)}")
+    else:
+        del record["so_far"]
+        record |= {"counts": summary.counts, "videos": summary.videos, "flagged_clips": summary.flagged_clips}
+        write_run(config.out, record, patience_s)
+        if not config.quiet and not config.json:
+            print_summary(summary, record, config)
     progress.event("finished", **record)
-    if config.webhook:
-        from scanner.webhook import tell_webhook
-
-        tell_webhook(config.webhook, record)
+    for problem in problems:
+        print(f"deepsweep: {escape_controls(problem)}.", file=sys.stderr)
     if "stalled" in record:
         return errors.EXIT_PREFLIGHT
     if record["interrupted"]:
         return errors.EXIT_INTERRUPTED
+    if problems or summary is None:
+        return errors.EXIT_PREFLIGHT
     if config.fail_on_flag and summary.flagged_clips:
         return errors.EXIT_FLAGGED
     failed = sum(n for status, n in summary.counts.items() if Status(status) in FAILED)
     return errors.EXIT_SOME_FAILED if failed else errors.EXIT_OK
+
+
+@contextlib.contextmanager
+def _webhook_told(config: ScanConfig, record: dict[str, Any]) -> Iterator[None]:
+    """Tell the webhook how the run in this block ended, also where an error ends it."""
+    try:
+        yield
+    except BaseException as error:
+        record |= {"finished_at": record["finished_at"] or _now(), "broke_off": str(error) or type(error).__name__}
+        record["interrupted"] |= isinstance(error, KeyboardInterrupt)
+        raise
+    finally:
+        if config.webhook and "plan" in record:  # without one it never began, and left no record either
+            from scanner.webhook import tell_webhook
+
+            tell_webhook(config.webhook, record)
 
 
 def _nothing_to_do(config: ScanConfig, inventory: Inventory) -> int:
@@ -211,7 +241,7 @@ def _nothing_to_do(config: ScanConfig, inventory: Inventory) -> int:
 
 def scratch_base(config: ScanConfig) -> Path:
     """The folder under which each run has its own scratch folder; per user, for /tmp is shared."""
-    default = Path(tempfile.gettempdir()) / f"deepsweep-scratch-{getpass.getuser()}"
+    default = Path(tempfile.gettempdir()) / f"deepsweep-scratch-{login_name()}"
     return Path(config.scratch).absolute() if config.scratch else default
 
 

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import platform
 import random
 import shutil
 import threading
@@ -24,9 +25,10 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError
 
+from scanner.errors import EXIT_PREFLIGHT, UserError
 from scanner.names import has_video_extension
 from scanner.results import Status
-from scanner.storage import READ, S3_ERRORS, raise_if_credentials_failed, s3_client, s3_problem
+from scanner.storage import READ, S3_ERRORS, head_object, raise_if_credentials_failed, s3_client, s3_problem
 from scanner.uris import is_s3, local_path, split_s3
 
 _RUN_LOCK = ".deepsweep-lock"
@@ -34,6 +36,9 @@ _SPACE_LOCK = ".deepsweep-space"  # held for milliseconds, to count and to chang
 _TURN_LOCK = ".deepsweep-turn"  # held by the one who waits for space: a stream of small files can't overtake it
 _POLL_S = 0.1  # flock has no time-out, so waiting is asking again
 _WAIT_S = 3600.0  # the longest wait for another process's download, or for space: nothing may hang
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_S = 600.0  # the longest wait for others to make room on a full disk: ends before the watchdog's patience does
+_FULL_PAUSE_S = 5.0  # between looks at a full disk
 _CHUNK = 1 << 20  # bytes read from the network at a time
 _TRIES = 6  # bodies broken in a row with less than a chunk gained; the client itself retries requests
 _BACKOFF_S = 0.5  # first pause between tries; doubles, with jitter, up to 16 s
@@ -52,6 +57,10 @@ class FetchError(Exception):
 
     def __reduce__(self):
         return type(self), (self.status, str(self))
+
+
+class ScratchFailed(UserError):
+    """This node has nowhere to put videos, which says nothing of the video that was asked for."""
 
 
 class Scratch:
@@ -77,20 +86,18 @@ class Scratch:
 
         content_tag, size_bytes: as inventoried; a video that is another one by now is refused.
         cancelled: asked often while waiting or downloading; true ends the fetch with status TIMEOUT.
-        Raises FetchError: MISSING (gone, denied, changed, unreachable, disk full), TOO_LARGE, TIMEOUT; or
-        CredentialsFailed.
+        Raises FetchError: MISSING (gone, denied, changed, unreachable), TOO_LARGE, TIMEOUT; or CredentialsFailed,
+        or ScratchFailed where the folder can't be written to, or the disk stays full.
         """
         if not is_s3(uri):
             yield _local_file(uri, content_tag)
             return
-        self._open()
-        patience = _Patience(uri, cancelled)
-        lock = self._locked_file(uri, content_tag, size_bytes, patience)
+        lock = self._fetched(uri, content_tag, size_bytes, _Patience(uri, cancelled))
         try:
             yield self._path(uri, content_tag)
         finally:
             now = time.time_ns()  # when it was last used, finer than the kernel's own stamp
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # gone, or the disk can't be written to by now: it was read all the same
                 os.utime(self._path(uri, content_tag), ns=(now, now))
             os.close(lock)
 
@@ -109,20 +116,19 @@ class Scratch:
     # --- the run's folder ---
 
     def _open(self) -> None:
-        """Hold the run's lock shared, so that no sweep takes the folder for a dead run's."""
+        """Hold the run's lock shared, so that no sweep takes the folder for a dead run's; sweep those beside it."""
         with _opening:
+            if self._run_lock is not None:
+                return
             while self._run_lock is None:
-                try:
-                    self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # swept between the two lines
                     self._run_lock = _lock(self.root / _RUN_LOCK, fcntl.LOCK_SH)
-                except FileNotFoundError:
-                    continue  # swept between the two lines
-                except OSError as error:
-                    raise self._unusable(error.strerror) from None
+            sweep(self.root.parent)  # the driver's own sweeps see its node alone
 
-    def _unusable(self, why: str | None) -> FetchError:
-        fix = "Mend it, or choose another folder"
-        return FetchError(Status.MISSING, f"could not be fetched into {self.root}: {why}. {fix}.")
+    def _unusable(self, why: str | None) -> ScratchFailed:
+        fix = "Mend that, or choose another folder with --scratch"
+        return ScratchFailed(f"{self.root} on {platform.node()} can't take videos: {why}. {fix}.", EXIT_PREFLIGHT)
 
     def _path(self, uri: str, content_tag: str) -> Path:
         """Where the file lies. It keeps its extension, which some container formats are recognised by."""
@@ -130,6 +136,19 @@ class Scratch:
         return self.root / (digest + (PurePosixPath(uri).suffix.lower() if has_video_extension(uri) else ""))
 
     # --- one file ---
+
+    def _fetched(self, uri: str, content_tag: str, size_bytes: int | None, patience: _Patience) -> int:
+        """As _locked_file; on a full disk it is tried again, for others may make room."""
+        end = None
+        while True:
+            try:
+                self._open()
+                return self._locked_file(uri, content_tag, size_bytes, patience)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise self._unusable(error.strerror) from None
+            end = end or time.monotonic() + _FULL_S
+            self._wait_for_disk(size_bytes or 0, end, patience)
 
     def _locked_file(self, uri: str, content_tag: str, size_bytes: int | None, patience: _Patience) -> int:
         """Have the file there, downloaded by this process or another one; returns a shared lock on it."""
@@ -144,8 +163,6 @@ class Scratch:
             except BlockingIOError:
                 patience.wait("another process to fetch it")
                 continue
-            except OSError as error:
-                raise self._unusable(error.strerror) from None
             try:
                 if not path.exists():
                     self._download(uri, content_tag, size_bytes, path, patience)
@@ -169,12 +186,26 @@ class Scratch:
             raise_if_credentials_failed(error, uri, READ)
             raise FetchError(Status.MISSING, s3_problem(error, uri, READ)) from None
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            raise self._unusable("no space left" if full else error.strerror) from None
+            if error.errno != errno.EFBIG:
+                raise
+            raise FetchError(Status.TOO_LARGE, f"{uri} is too large for the file system of {self.root}") from None
         finally:
             part.unlink(missing_ok=True)
 
     # --- space ---
+
+    def _wait_for_disk(self, size: int, end: float, patience: _Patience) -> None:
+        """Let go of what nobody uses, and wait until a file of this size may fit on the disk."""
+        with contextlib.suppress(OSError), _held(self.root / _SPACE_LOCK):
+            self._make_room(self.limit_bytes)
+        free = -1
+        while free < size:
+            if time.monotonic() > end:
+                raise self._unusable(f"no space left, for {_FULL_S / 60:.0f} minutes now")
+            patience.pause(_FULL_PAUSE_S * random.uniform(0.5, 1))
+            free = size  # where that can't be told, as of quotas, trying tells
+            with contextlib.suppress(OSError):
+                free = shutil.disk_usage(self.root).free
 
     def _reserve(self, uri: str, part: Path, size: int, patience: _Patience) -> None:
         """Make part a file of its final length, once that fits below the limit; evicts what nobody uses."""
@@ -226,7 +257,7 @@ class Scratch:
 
 def sweep(base: Path) -> None:
     """Remove the runs' folders below base that no living process has open; touches nothing else in base."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with contextlib.suppress(OSError):  # not there, or not ours to list
         for entry in list(os.scandir(base)):
             if entry.is_dir(follow_symlinks=False):
                 _remove_if_dead(Path(entry.path))
@@ -317,8 +348,7 @@ def _local_file(uri: str, content_tag: str) -> Path:
 
 
 def _size_of(uri: str, content_tag: str) -> int:
-    bucket, key = split_s3(uri)
-    return s3_client().head_object(Bucket=bucket, Key=key, **_same(content_tag))["ContentLength"]
+    return head_object(uri, **_same(content_tag))["ContentLength"]
 
 
 def _same(content_tag: str) -> dict[str, str]:

@@ -35,6 +35,7 @@ from scanner.storage import (
     READ,
     S3_ERRORS,
     CredentialsFailed,
+    head_object,
     raise_if_credentials_failed,
     s3_client,
     s3_code,
@@ -225,10 +226,9 @@ def _s3_first(client: Any, bucket: str, prefix: str) -> dict[str, Any] | None:
 
 
 def _s3_video(uri: str) -> Video:
-    bucket, key = split_s3(uri)
     try:
         uri.encode("utf-8")
-        head = s3_client().head_object(Bucket=bucket, Key=key)
+        head = head_object(uri)
     except UnicodeEncodeError:
         return Video(uri.encode("utf-8", "backslashreplace").decode(), "", None, "is not UTF-8, as S3 keys are")
     except S3_ERRORS as error:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import os
+import platform
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -53,6 +54,8 @@ _BAD_CREDENTIALS = {
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
     "TokenRefreshRequired", "RequestExpired", "InvalidClientTokenId",
 }  # fmt: skip
+_WRONG_CLOCK = "RequestTimeTooSkewed"
+_REFUSED_HEAD = {"400", "403"}
 _NO_CREDENTIALS = (
     NoCredentialsError,
     PartialCredentialsError,
@@ -120,12 +123,15 @@ def is_gone(error: BaseException) -> bool:
 
 
 class CredentialsFailed(UserError):
-    """The credentials have expired, were refused or are not there, which says nothing of what was asked for."""
+    """The credentials have expired, were refused or are not there, or the clock by which requests are signed is wrong.
+
+    All of which says nothing of what was asked for.
+    """
 
 
 def raise_if_credentials_failed(error: BaseException, uri: str, permission: str) -> None:
     """Raise CredentialsFailed, with the fix, where an error of S3 means that."""
-    if s3_code(error) in _BAD_CREDENTIALS or isinstance(error, _NO_CREDENTIALS):
+    if s3_code(error) in _BAD_CREDENTIALS | {_WRONG_CLOCK} or isinstance(error, _NO_CREDENTIALS):
         raise CredentialsFailed(s3_problem(error, uri, permission), EXIT_PREFLIGHT) from None
 
 
@@ -147,6 +153,9 @@ def _reason(error: BaseException, bucket: str, permission: str) -> str:
         return "it does not exist (any more)."
     if code in _BAD_CREDENTIALS:
         return f"{code}. The server refused the AWS credentials: renew them, or choose others with AWS_PROFILE."
+    if code == _WRONG_CLOCK:
+        # On a cluster each node has a clock of its own.
+        return f"{code}. Set this machine's clock ({platform.node()}): the server refuses requests of another time."
     if code in _WRONG_REGION:
         return f"{code}. Set AWS_DEFAULT_REGION to the region of {bucket}."
     if code == "InvalidObjectState":
@@ -238,6 +247,25 @@ def get_object_bytes(uri: str, **request: str) -> bytes:
             if not tries_left:
                 raise
     raise AssertionError("the last try returns or raises")
+
+
+def head_object(uri: str, **request: str) -> dict[str, Any]:
+    """An object's `ETag` and `ContentLength`. Raises S3_ERRORS, with the code that a GET is answered.
+
+    request: more of what head_object and get_object take, such as IfMatch.
+    """
+    bucket, key = split_s3(uri)
+    client = s3_client()
+    try:
+        return client.head_object(Bucket=bucket, Key=key, **request)
+    except ClientError as error:
+        if s3_code(error) not in _REFUSED_HEAD:
+            raise
+    # An answer to HEAD has no body that says why: expired credentials, or no right to this object.
+    answer = client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0", **request)
+    answer["Body"].close()
+    whole = answer.get("ContentRange", "").rpartition("/")[2]  # missing where the server ignores ranges
+    return answer | ({"ContentLength": int(whole)} if whole.isdigit() else {})
 
 
 def list_results(results: str, prefix: str = "", suffix: str = "") -> list[str]:

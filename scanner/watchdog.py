@@ -49,7 +49,8 @@ class Watchdog:
     """Watches its block from a thread of its own; use as a context manager, in the main thread.
 
     patience_s: seconds without a change that are still normal, asked again and again. pulse: anything that compares
-    unequal once something has moved; it must not wait. diagnose: what everything waits for, in sentences; it may hang.
+    unequal once something has moved; it must not wait, and what it raises is no change. diagnose: what everything
+    waits for, in sentences; it may hang.
 
     After too long a silence the sentences go to stderr, and `Stalled` is raised in the block. If the block has not
     ended `grace_s` later, because the interrupt did not get through or Ray hangs as well, the process ends at once
@@ -117,17 +118,24 @@ class Watchdog:
 
     def _wait_for_silence(self) -> float | None:
         """Seconds of silence once they are too many; None when the block has ended."""
-        pulse, silence, looked = self._pulse(), 0.0, time.monotonic()
+        pulse, silence, looked = self._look(None), 0.0, time.monotonic()
         while not self._over.wait(self._poll_s):
             now = time.monotonic()
             # A process that was stopped for hours (Ctrl-Z) has not been silent for hours.
             silence += min(now - looked, 2 * self._poll_s)
-            looked, before, pulse = now, pulse, self._pulse()
+            looked, before, pulse = now, pulse, self._look(pulse)
             if pulse != before:
                 silence = 0.0
             elif silence >= self._patience_s():
                 return silence
         return None
+
+    def _look(self, before: Any) -> Any:
+        """The pulse. One that can't be felt has not changed: an error here must not end the watch without a word."""
+        try:
+            return self._pulse()
+        except Exception:  # it looks into Ray Data's insides
+            return before
 
     def _say(self, sentences: list[str]) -> None:
         text = "".join(f"deepsweep: {sentence}\n" for sentence in sentences).encode("utf-8", "backslashreplace")

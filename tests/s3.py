@@ -113,6 +113,7 @@ class Proxy:
     ("503 SlowDown", "403 AccessDenied"), "drop" (RST before any answer), "slow" (by SLOW_S), or after half of
     the body "reset" (RST), "truncate" (FIN), or "stall" (until `go_on` is set).
     listing_fault: the same for every listing, while it is set; only an HTTP status.
+    head_fault: the same for every HEAD.
     refusal: an HTTP status with its error code for every request of any kind, while it is set.
     storm: spoils what none of these does.
     requests: (method, path) of all so far. stalled: set when a GET has begun to stall.
@@ -123,7 +124,7 @@ class Proxy:
     def __init__(self, endpoint: str) -> None:
         self.requests: list[tuple[str, str]] = []
         self.faults: deque[str] = deque()
-        self.listing_fault = self.refusal = ""
+        self.listing_fault = self.head_fault = self.refusal = ""
         self.storm = Storm(0, 0)
         self.stalled = threading.Event()
         self.go_on = threading.Event()
@@ -197,6 +198,8 @@ class Proxy:
             return self.refusal
         if "list-type" in path and self.listing_fault:
             return self.listing_fault
+        if method == "HEAD" and self.head_fault:
+            return self.head_fault
         if method == "GET" and "list-type" not in path and self.faults:
             return self.faults.popleft()
         return self.storm.next(method, path)

@@ -44,9 +44,9 @@ def deepsweep(*arguments: str | Path, **extra: str) -> subprocess.CompletedProce
     )
 
 
-def interrupted_scan(results: Path, parts: int, how: signal.Signals, *arguments: str | Path) -> int:
-    """Start a scan, send `how` once so many parts are on disk, and wait for its end; the exit code."""
-    process = subprocess.Popen(
+def begin_scan(results: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
+    """A scan that runs, and says nothing."""
+    return subprocess.Popen(
         command("scan", *arguments, "--out", results, "--quiet"),
         env=environment(),
         cwd=ROOT,
@@ -54,9 +54,19 @@ def interrupted_scan(results: Path, parts: int, how: signal.Signals, *arguments:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def parts_of(results: Path) -> list[Path]:
+    """The parts that are in RESULTS."""
+    return list(results.glob("spans/*/part-*.parquet"))
+
+
+def interrupted_scan(results: Path, parts: int, how: signal.Signals, *arguments: str | Path) -> int:
+    """Start a scan, send `how` once so many parts are on disk, and wait for its end; the exit code."""
+    process = begin_scan(results, *arguments)
     try:
         deadline = time.monotonic() + TIMEOUT_S
-        while len(list(results.glob("spans/*/part-*.parquet"))) < parts and process.poll() is None:
+        while len(parts_of(results)) < parts and process.poll() is None:
             assert time.monotonic() < deadline, "the scan wrote nothing"
             time.sleep(0.02)
         process.send_signal(how)

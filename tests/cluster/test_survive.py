@@ -7,14 +7,16 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.experimental import internal_kv
 
-from scanner import results
+from scanner import attempts, results
 from scanner.attempts import DIED, MOST
 from scanner.config import ScanConfig
 from scanner.errors import EXIT_PREFLIGHT
@@ -132,6 +134,25 @@ def test_what_kills_its_process_each_time_ends_as_crashed_and_the_rest_goes_on(a
     assert str(MOST) in DIED
 
 
+def test_what_raises_is_not_counted_among_what_kills_its_process(monkeypatch):
+    counted: dict[bytes, bytes] = {}
+
+    def put(key: bytes, value: bytes, overwrite: bool = True, namespace: bytes = b"") -> bool:
+        there = key in counted
+        counted[key] = value if overwrite else counted.get(key, value)
+        return there
+
+    monkeypatch.setattr(attempts, "_ray_runs", lambda: True)
+    monkeypatch.setattr(internal_kv, "_internal_kv_put", put)
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key, namespace: counted.get(key))
+    monkeypatch.setattr(internal_kv, "_internal_kv_del", lambda key, namespace: counted.pop(key))
+    for _ in range(2 * MOST):
+        with pytest.raises(OSError, match="full"), attempts.attempt("run", "a.mp4", 0) as allowed:
+            assert allowed
+            raise OSError("full")
+    assert counted == {}, "nothing is left behind in the cluster's memory"
+
+
 @given(st.integers(0, 1 << 32), st.integers(1, 1000))
 def test_a_schedule_is_its_seeds_alone_and_always_leaves_nodes_for_a_scan(seed: int, spans: int):
     schedule = Schedule.draw(seed, spans)
@@ -140,6 +161,23 @@ def test_a_schedule_is_its_seeds_alone_and_always_leaves_nodes_for_a_scan(seed: 
     for event, before in zip(schedule.events, (Event(0, Kind.STORM, 0), *schedule.events), strict=False):
         nodes += {Kind.KILL_NODE: -1, Kind.ADD_NODE: 1}.get(event.kind, 0)
         assert nodes >= 2 and before.after <= event.after < spans
+
+
+@pytest.mark.parametrize(
+    ("code", "kinds", "goes_on"),
+    [
+        (-9, [Kind.KILL_DRIVER], True),
+        (130, [Kind.STORM, Kind.INTERRUPT_DRIVER], True),
+        (4, [Kind.EXPIRY, Kind.KILL_NODE], True),
+        (4, [Kind.KILL_NODE, Kind.KILL_WORKER, Kind.STORM, Kind.ADD_NODE], False),
+        (4, [Kind.KILL_DRIVER, Kind.INTERRUPT_DRIVER], False),
+        (4, [], False),
+        (-9, [Kind.EXPIRY], False),  # it hung until it was killed
+        (0, [Kind.EXPIRY], False),
+    ],
+)
+def test_chaos_goes_on_only_after_what_must_end_a_scan(code: int, kinds: list[Kind], goes_on: bool):
+    assert chaos.to_be_continued(code, [Event(0, kind, seed=1) for kind in kinds]) == goes_on
 
 
 # --- S3 -------------------------------------------------------------------------------------------------
@@ -173,11 +211,20 @@ def test_credentials_that_expire_end_a_scan_and_are_held_against_no_video(proxy,
     (video,) = iter_videos([f"s3://{BUCKET}"])
     assert (video.uri, video.content_tag, video.size_bytes) == (uri, tag, size)
     (row,) = todo_block([Todo(video)]).to_pylist()
-    proxy.refusal = "403 ExpiredToken"
-    for attempt in (lambda: list(split(row)), lambda: list(iter_videos([f"s3://{BUCKET}"]))):
-        with pytest.raises(CredentialsFailed, match=r"ExpiredToken.*credentials: renew them") as caught:
-            pytest.fail(f"{attempt()} came out")
-        assert caught.value.exit_code == EXIT_PREFLIGHT
+    (unsized,) = todo_block([Todo(replace(video, size_bytes=None))]).to_pylist()
+    for refusal, sentence in (
+        ("400 ExpiredToken", r"ExpiredToken.*credentials: renew them"),
+        ("403 RequestTimeTooSkewed", r"Set this machine's clock"),
+    ):
+        proxy.refusal = refusal
+        for attempt in (
+            lambda: list(split(row)),
+            lambda: list(split(unsized)),
+            lambda: list(iter_videos([f"s3://{BUCKET}"])),
+        ):
+            with pytest.raises(CredentialsFailed, match=sentence) as caught:
+                pytest.fail(f"{attempt()} came out")
+            assert caught.value.exit_code == EXIT_PREFLIGHT
     with pytest.raises(CredentialsFailed):
         raise pickle.loads(pickle.dumps(caught.value))  # as it comes from a worker
     proxy.refusal = ""

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from queries.catalog import open_catalog
-from scanner.errors import UserError
+from queries.catalog import ask_catalog, open_catalog
+from scanner.errors import EXIT_PREFLIGHT, UserError
 from tests.queries.conftest import ask
 from tests.queries.rows import clip, span, write_part, write_run
 from tests.s3 import BUCKET
@@ -79,6 +79,18 @@ def test_a_damaged_run_record_is_named(results, text):
     write_run(results).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"run-001\.json is not a run record"):
         open_catalog(str(results))
+
+
+def test_a_question_whose_file_is_gone_is_one_sentence(results):
+    part = write_part(results, [span("a", clips=[clip(1, 0.9)])])
+
+    def ask_without(connection) -> list:
+        part.unlink()
+        return connection.execute("FROM clips").fetchall()
+
+    with pytest.raises(UserError, match=r"could not be read: .* is gone since they were opened") as caught:
+        ask_catalog(str(results), ask_without)
+    assert caught.value.exit_code == EXIT_PREFLIGHT
 
 
 # --- what SQL may not do --------------------------------------------------------------------------------
@@ -185,3 +197,19 @@ def test_sql_on_s3_results_reads_no_local_file(s3, results):
     connection = open_catalog(upload(s3, results, "locked"))
     with pytest.raises(Exception, match="disabled by configuration"):
         connection.execute("FROM read_blob($path)", {"path": str(results / "spans/run_id=run-001/part-0.parquet")})
+
+
+def test_a_question_that_storage_refuses_is_one_sentence_whenever_it_begins_to(proxy, s3, results):
+    write_part(results, [span("a", clips=[clip(1, 0.9)])])
+    uri = upload(s3, results, "refused")
+
+    def refuse(connection=None) -> list:
+        proxy.refusal = "403 AccessDenied"
+        return connection.execute("FROM clips").fetchall() if connection else []
+
+    refuse()
+    for question in (len, refuse):
+        with pytest.raises(UserError, match=rf"AccessDenied\. deepsweep needs s3:GetObject on {BUCKET}") as caught:
+            ask_catalog(uri, question)
+        assert caught.value.exit_code == EXIT_PREFLIGHT
+        proxy.refusal = ""

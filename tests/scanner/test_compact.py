@@ -27,7 +27,7 @@ from queries.reviews import Review, append_reviews
 from queries.run import run_query
 from scanner.cli import main
 from scanner.compact import MERGED, carry_out, group_files, plan_compaction
-from scanner.errors import UserError
+from scanner.errors import EXIT_PREFLIGHT, UserError
 from tests.queries.rows import clip, span, write_part, write_run
 from tests.s3 import BUCKET
 from tests.scans import environment
@@ -371,6 +371,21 @@ def test_the_command_tells_before_and_after(folder):
 def test_what_can_not_be_done_is_one_sentence_and_exit_code_2(folder, arguments, sentence):
     answer = CliRunner().invoke(main, ["compact", *(word.format(results=folder) for word in arguments)])
     assert answer.exit_code == 2 and sentence in answer.output
+
+
+def test_a_bucket_that_refuses_the_second_listing_is_one_sentence(proxy, s3, original, monkeypatch):
+    for file in (file for file in original.rglob("*") if file.is_file()):
+        s3.upload_file(str(file), BUCKET, f"night/{file.relative_to(original)}")
+    listings = []
+
+    def refuse_later(method: str, path: str) -> str:
+        listings.extend([path] if "list-type" in path else [])
+        return "403 AccessDenied" if len(listings) > 3 else ""  # spans, runs and reviews are there
+
+    monkeypatch.setattr(proxy, "next_fault", refuse_later)
+    answer = CliRunner().invoke(main, ["compact", f"s3://{BUCKET}/night"])
+    assert answer.exit_code == EXIT_PREFLIGHT and len(listings) == 4
+    assert f"could not be listed: AccessDenied. deepsweep needs s3:ListBucket on {BUCKET}." in answer.output
 
 
 # --- which files become one -----------------------------------------------------------------------------

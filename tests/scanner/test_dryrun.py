@@ -18,7 +18,7 @@ from scanner.cli import main
 from scanner.config import ScanConfig
 from scanner.decode import probe
 from scanner.dryrun import MEASURED_FROM_S, SAMPLE, measured_speed, student, total_seconds
-from scanner.errors import EXIT_PREFLIGHT
+from scanner.errors import EXIT_PREFLIGHT, UserError
 from scanner.headers import Duration
 from scanner.records import RunFacts
 from scanner.sources import Video, iter_videos
@@ -167,3 +167,15 @@ def test_a_run_of_ones_own_is_the_basis_where_there_is_one(tmp_path, facts):
     speed = measured_speed(str(tmp_path), facts, "cpu")
     assert speed is not None and speed.per_analyzer == pytest.approx(40 * 3600 / 7200 / 10)
     assert speed.basis == f"run run-002 in {tmp_path}: 40.0 hours in 2.0 hours with 10 analysing actors"
+
+
+def test_records_of_a_bucket_that_refuses_are_one_sentence(proxy, s3, facts):
+    s3.put_object(Bucket=BUCKET, Key="night/runs/run-001.json", Body=b"{}")
+    proxy.listing_fault = "403 AccessDenied"
+    proxy.faults.append("403 AccessDenied")
+    for permission in ("s3:ListBucket", "s3:GetObject"):
+        with pytest.raises(UserError, match=f"AccessDenied. deepsweep needs {permission} on {BUCKET}") as caught:
+            measured_speed(f"s3://{BUCKET}/night", facts, "cpu")
+        assert caught.value.exit_code == EXIT_PREFLIGHT
+        proxy.listing_fault = ""
+    assert measured_speed(f"s3://{BUCKET}/night", facts, "cpu") is None

@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
 
 from models.registry import DEFAULT_MODEL
+from scanner import scan as scan_module
+from scanner.config import ScanConfig
+from scanner.errors import EXIT_INTERRUPTED, EXIT_PREFLIGHT, EXIT_SOME_FAILED, UserError
+from scanner.progress import Progress
+from scanner.records import RunFacts
+from scanner.resume import Done
+from scanner.scan import Inventory
+from scanner.status import State, read_runs
 from tests.bench_input import make_model
+from tests.queries.rows import span, write_part
 from tests.s3 import BUCKET
-from tests.scans import ROOT, SPANS, deepsweep, interrupted_scan, rows, videos
+from tests.scanner.test_webhook import Receiver
+from tests.scans import ROOT, SPANS, begin_scan, deepsweep, interrupted_scan, parts_of, rows, videos
 from tests.zoo import ARCHIVE, ZOO
 
 SHIPPED = {name: clip for name, clip in ZOO.items() if clip.shipped}
@@ -123,6 +135,31 @@ def test_an_interrupted_scan_of_a_bucket_goes_on_and_equals_one_of_a_folder(scan
         assert rows(results, view) == rows(scanned[0], view), view
 
 
+def test_two_scans_at_once_into_one_results_show_each_span_once_and_end_as_one_scan(scanned, tmp_path):
+    """Two commands with a Ray each; a video that both have to scan is there twice, and nobody sees that."""
+    results, both = tmp_path / "results", "talks/real_blinks.mp4"
+    names = (("street/short.mp4", "broken/text.mp4", both), ("street/no_face.mp4", "formats/vp9.webm", both))
+    includes = [[word for name in some for word in ("--include", name)] for some in names]
+    scans = [begin_scan(results, ARCHIVE, *SPANS, *include) for include in includes]
+    seen: set[tuple[str, int]] = set()
+    try:
+        while any(scan.poll() is None for scan in scans):
+            shown = [(row["uri"], row["span_index"]) for row in rows(results, "spans")] if parts_of(results) else []
+            assert len(shown) == len(set(shown)) and seen <= set(shown)
+            seen = set(shown)
+            time.sleep(0.2)
+    finally:
+        for scan in scans:
+            scan.kill()
+    assert [scan.wait() for scan in scans] == [3, 0]
+    written = [row for part in parts_of(results) for row in pq.ParquetFile(part).read(["uri", "run_id"]).to_pylist()]
+    assert len({row["run_id"] for row in written if row["uri"].endswith(both)}) == len(scans), "they did not meet"
+    assert seen, "the reader came too late"
+    for view in VIEWS:
+        wanted = [row for row in rows(scanned[0], view) if row["uri"] in {*names[0], *names[1]}]
+        assert wanted and rows(results, view) == wanted, view
+
+
 def test_hostile_videos_become_rows_and_the_others_finish(s3, tmp_path):
     """Real children that hang, segfault and eat memory; a file that is gone; one over the limit of length."""
     results = f"s3://{BUCKET}/results"
@@ -202,3 +239,123 @@ def test_a_dry_run_scans_nothing(tmp_path):
     done = deepsweep("scan", ARCHIVE, "--out", tmp_path / "results", "--dry-run")
     assert done.returncode == 0 and f"{len(SHIPPED)} videos to scan" in done.stdout, done.stderr
     assert not list((tmp_path / "results").rglob("*.parquet"))
+
+
+# --- how a scan ends ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+def test_a_scan_that_breaks_off_tells_the_webhook_so(ray_address, receiver, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "spans").touch()  # a file where the parts would go: the first one can't be written
+    video = ARCHIVE / "street" / "short.mp4"
+    options = ("--address", ray_address, "--webhook", receiver.url)
+    done = deepsweep("scan", video, "--out", results, *options, NO_PROXY="127.0.0.1")
+    assert done.returncode == EXIT_PREFLIGHT and "Traceback" not in done.stderr, done.stderr
+    assert "the scan broke off" in done.stderr and "can't be written to any more" in done.stderr
+    (body,), (path,) = receiver.bodies, results.glob("runs/*.json")
+    told, kept = json.loads(body), json.loads(path.read_text())
+    assert told["finished_at"] and "can't be written to any more" in told["broke_off"]
+    assert all(told[name] == kept[name] for name in ("run_id", "broke_off", "spans", "plan"))
+
+
+class Ended:
+    """A run over two videos whose pipeline has ended, after so many of them are done and on disk."""
+
+    def __init__(self, folder: Path, done: int, **record: object) -> None:
+        (folder / "archive").mkdir()
+        names = [str(folder / "archive" / name) for name in ("a.mp4", "b.mp4")]
+        for name in names:
+            Path(name).touch()
+        self.results = folder / "results"
+        self.config = ScanConfig(sources=(str(folder / "archive"),), out=str(self.results))
+        self.facts = RunFacts.of(self.config)
+        self.progress, self.inventory = Progress(quiet=True), Inventory(self.config, Done())
+        assert len(list(self.inventory.blocks(self.progress))) == 1
+        for name in names[:done]:
+            self.progress.span(name, 0, "timeout", failed=True, flagged=0, seconds=0.0)
+            rows = [span(name, run_id=self.facts.run_id, status="timeout", error="slow")]
+            self.part = write_part(self.results, rows, f"part-{Path(name).stem}")
+        begun = scan_module._begin_record(self.config, self.facts)
+        self.record = {**begun, "finished_at": scan_module._now(), **self.progress.facts(1.0), **record}
+
+    def conclude(self) -> int:
+        return scan_module._conclude(self.config, self.facts, self.inventory, self.progress, self.record)
+
+    def kept(self) -> dict:
+        return json.loads((self.results / "runs" / f"{self.facts.run_id}.json").read_text())
+
+
+def test_a_run_of_which_every_video_has_a_row_is_summed_up(tmp_path, capsys):
+    run = Ended(tmp_path, done=2)
+    assert run.conclude() == EXIT_SOME_FAILED
+    said, kept = capsys.readouterr(), run.kept()
+    assert said.err == "" and "2 videos (2 timeout)" in said.out
+    assert kept["counts"] == {"timeout": 2} and not kept.keys() & {"so_far", "broke_off"}
+    assert [told.state for told in read_runs(str(run.results))] == [State.FINISHED]
+
+
+def test_videos_that_got_no_row_are_told_and_are_no_success(tmp_path, capsys):
+    run = Ended(tmp_path, done=1)
+    assert run.conclude() == EXIT_PREFLIGHT
+    sentence = "1 videos got no row, or not all of theirs: run the same command again"
+    assert capsys.readouterr().err == f"deepsweep: {sentence}.\n"
+    assert run.kept()["broke_off"] == sentence and run.kept()["counts"] == {"timeout": 1}
+    (told,) = read_runs(str(run.results))
+    assert (told.state, told.reason) == (State.BROKE_OFF, sentence)
+
+
+def test_after_an_interrupt_nobody_counts_what_is_missing(tmp_path, capsys):
+    run = Ended(tmp_path, done=1, interrupted=True)
+    assert run.conclude() == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "" and "broke_off" not in run.kept()
+
+
+def test_a_run_that_can_not_be_summed_up_has_ended_all_the_same(tmp_path, capsys):
+    run = Ended(tmp_path, done=2)
+    run.part.write_bytes(run.part.read_bytes()[:1000])
+    assert run.conclude() == EXIT_PREFLIGHT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "could not be summed up" in line and "part-b.parquet is damaged or cut short" in line
+    kept = run.kept()
+    assert kept["finished_at"] and kept["so_far"]["videos_done"] == 2 and kept["flagged_clips"] == 0
+    (told,) = read_runs(str(run.results))
+    assert (told.state, told.videos, told.counts) == (State.FINISHED, 2, {"timeout": 2})
+
+
+def test_a_summary_that_fails_in_a_way_that_nobody_foresaw_is_a_sentence_too(tmp_path, capsys, monkeypatch):
+    def fail(*_: object) -> None:
+        raise MemoryError("no\nmore")
+
+    monkeypatch.setattr("scanner.summary.summarize", fail)
+    run = Ended(tmp_path, done=2)
+    assert run.conclude() == EXIT_PREFLIGHT
+    assert capsys.readouterr().err.endswith("could not be summed up: MemoryError: no.\n")
+    assert run.kept()["finished_at"]
+
+
+def test_a_record_that_can_not_be_written_at_the_end_reaches_the_webhook(receiver, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    run = Ended(tmp_path, done=2, plan={})
+    (run.results / "runs").touch()
+    with (
+        pytest.raises(UserError, match="can't be written to any more"),
+        scan_module._webhook_told(ScanConfig(webhook=receiver.url), run.record),
+    ):
+        run.conclude()
+    (told,) = map(json.loads, receiver.bodies)
+    assert told["run_id"] == run.facts.run_id and "can't be written to any more" in told["broke_off"]
+
+
+def test_a_scan_that_was_refused_before_it_began_tells_nobody(receiver):
+    record: dict = {"finished_at": None, "interrupted": False}
+    with pytest.raises(UserError), scan_module._webhook_told(ScanConfig(webhook=receiver.url), record):
+        raise UserError("no Ray cluster answers", EXIT_PREFLIGHT)
+    assert receiver.bodies == []

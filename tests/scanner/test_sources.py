@@ -376,6 +376,7 @@ def test_buckets_that_are_not_there_and_keys_misspelt(s3):
         ("403 AccessDenied", "2024 could not be listed: AccessDenied. deepsweep needs s3:ListBucket on archive."),
         ("403 InvalidAccessKeyId", "refused the AWS credentials"),
         ("403 SignatureDoesNotMatch", "refused the AWS credentials"),
+        ("403 RequestTimeTooSkewed", "Set this machine's clock"),
         ("400 AuthorizationHeaderMalformed", "Set AWS_DEFAULT_REGION"),
         ("418 Teapot", "the server answered Teapot"),
     ],
@@ -383,12 +384,46 @@ def test_buckets_that_are_not_there_and_keys_misspelt(s3):
 def test_a_bucket_that_does_not_let_us_in(proxy, code, says):
     proxy.listing_fault = code
     assert says in refusal("s3://archive/2024", exit_code=EXIT_PREFLIGHT)
-    if "credentials" in says:  # they may expire while a scan lists: no video is to blame
+    if "credentials" in says or "clock" in says:  # they may expire while a scan lists: no video is to blame
         with pytest.raises(CredentialsFailed, match=says):
             list(iter_videos(["s3://archive/2024"]))
         return
     (video,) = iter_videos(["s3://archive/2024"])
     assert says in (video.error or "")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "says"),
+    [
+        ("400 ExpiredToken", "ExpiredToken. The server refused the AWS credentials: renew them"),
+        ("403 InvalidAccessKeyId", "refused the AWS credentials"),
+        ("403 RequestTimeTooSkewed", "RequestTimeTooSkewed. Set this machine's clock"),
+    ],
+)
+def test_credentials_that_expire_while_a_manifest_is_looked_up_are_held_against_no_video(
+    proxy, tmp_path, refusal, says
+):
+    """An answer to HEAD is a bare 400 or 403, whatever is wrong."""
+    source = write_manifest(tmp_path / "l.txt", [f"s3://{BUCKET}/a.mp4"])
+    proxy.refusal = refusal
+    with pytest.raises(CredentialsFailed, match=says) as caught:
+        pytest.fail(f"{list(iter_videos([source]))} came out")
+    assert caught.value.exit_code == EXIT_PREFLIGHT
+    assert proxy.gets("a.mp4") == 1, "asked once more, and not time and again"
+
+
+def test_an_object_that_a_manifest_may_not_read_is_one_videos_error(proxy, tmp_path):
+    source = write_manifest(tmp_path / "l.txt", [f"s3://{BUCKET}/a.mp4"])
+    proxy.refusal = "403 AccessDenied"
+    (video,) = iter_videos([source])
+    assert "AccessDenied. deepsweep needs s3:GetObject on archive." in (video.error or "")
+
+
+def test_a_server_that_refuses_heads_alone_is_asked_for_a_byte(proxy, s3, tmp_path):
+    tag = s3.put_object(Bucket=BUCKET, Key="a.mp4", Body=b"x" * 1000)["ETag"].strip('"')
+    proxy.head_fault = "403 Forbidden"
+    (video,) = iter_videos([write_manifest(tmp_path / "l.txt", [f"s3://{BUCKET}/a.mp4"])])
+    assert (video.content_tag, video.size_bytes, video.error) == (tag, 1000, None)
 
 
 def test_settings_that_cannot_reach_a_server(s3, monkeypatch, tmp_path):

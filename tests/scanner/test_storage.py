@@ -12,16 +12,24 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from boto3.session import Session
+from botocore.config import Config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scanner import results as results_module
+from scanner.config import ScanConfig
 from scanner.errors import EXIT_PREFLIGHT, UserError
-from scanner.results import Status
-from scanner.scratch import FetchError, Scratch, sweep
+from scanner.pipeline import Sink, SplitIntoSpans, Todo, Work, _pack_batch
+from scanner.records import RunFacts, Span
+from scanner.results import WRITE_PATIENCE_S, Status
+from scanner.scratch import _FULL_S, FetchError, Scratch, ScratchFailed, sweep
+from scanner.sources import Video
 from scanner.storage import (
     arrow_filesystem,
     ensure_writable,
@@ -31,6 +39,7 @@ from scanner.storage import (
     s3_client,
 )
 from scanner.uris import is_s3, join, local_path, local_uri, redacted, split_s3
+from scanner.watchdog import SLACK_S
 from tests.s3 import BUCKET
 
 LIMIT = 1 << 20
@@ -171,6 +180,53 @@ def test_results_with_a_secret_in_the_uri_or_an_unknown_scheme():
         assert "SECRET" not in str(caught.value)
 
 
+@pytest.fixture
+def impatient(proxy, monkeypatch) -> Sink:
+    """A Sink into a bucket, through a client that repeats nothing itself; pauses are short."""
+    settings = {"retries": {"total_max_attempts": 1}, "request_checksum_calculation": "when_required"}
+    client = Session().client("s3", config=Config(s3={"addressing_style": "path"}, **settings))
+    monkeypatch.setattr("scanner.storage.s3_client", lambda: client)
+    monkeypatch.setattr(results_module, "WRITE_PAUSES_S", (0.02, 0.1))
+    facts = RunFacts.of(ScanConfig())
+    return Sink(SimpleNamespace(results=f"s3://{BUCKET}/results", run=facts))  # all of Work that it needs
+
+
+ROW = _pack_batch([Span("a.mp4", "", 1).failed(Status.DECODE_ERROR, "damaged")])
+
+
+@pytest.mark.parametrize("fault", ["503 SlowDown", "500 InternalError", "429 TooManyRequests", "drop"])
+def test_a_row_outlasts_a_server_that_is_busy_or_away(proxy, impatient, monkeypatch, fault):
+    faults = iter([fault] * 4)
+    monkeypatch.setattr(proxy, "next_fault", lambda method, path: next(faults, ""))
+    impatient(ROW)
+    assert [method for method, _ in proxy.requests] == ["PUT"] * 5
+    assert len(list_results(f"s3://{BUCKET}/results", "spans/", ".parquet")) == 1
+
+
+@pytest.mark.parametrize("refusal", ["403 AccessDenied", "400 ExpiredToken", "507 XMinioStorageFull"])
+def test_a_row_that_is_refused_ends_the_scan_at_once(proxy, impatient, refusal):
+    proxy.refusal = refusal
+    with pytest.raises(UserError, match=refusal[4:]) as caught:
+        impatient(ROW)
+    assert caught.value.exit_code == EXIT_PREFLIGHT and len(proxy.requests) == 1
+
+
+def test_a_row_does_not_wait_for_ever_and_the_record_of_a_beat_not_at_all(proxy, impatient, monkeypatch):
+    proxy.refusal = "503 SlowDown"
+    monkeypatch.setattr("scanner.pipeline.WRITE_PATIENCE_S", 0.3)
+    with pytest.raises(UserError, match="SlowDown"):
+        impatient(ROW)
+    tries = len(proxy.requests)
+    assert tries > 1
+    with pytest.raises(UserError, match="SlowDown"):
+        results_module.write_run(f"s3://{BUCKET}/results", {"run_id": "a"})
+    assert len(proxy.requests) == tries + 1
+
+
+def test_what_is_waited_for_is_less_than_the_watchdog_grants():
+    assert max(WRITE_PATIENCE_S, _FULL_S) < SLACK_S
+
+
 # --- scratch ----------------------------------------------------------------------------------------------
 
 
@@ -266,6 +322,20 @@ def test_a_killed_download_is_swept_and_does_not_block_the_living(proxy, s3, tmp
     sweep(tmp_path / "base")
     assert [folder.name for folder in (tmp_path / "base").iterdir()] == ["not ours"]
     sweep(tmp_path / "nowhere")
+
+
+def test_the_first_fetch_of_a_run_sweeps_what_dead_runs_left_on_this_node(s3, tmp_path):
+    video = put(s3, "a.mp4", b"x" * 1000)
+    dead, live, new = (Scratch(tmp_path / name, LIMIT) for name in ("dead", "live", "new"))
+    for scratch in (dead, live):
+        with scratch.fetch(*video):
+            pass
+    assert dead._run_lock is not None
+    os.close(dead._run_lock)  # as if its process had been killed
+    (tmp_path / "not ours").mkdir()
+    with new.fetch(*video):
+        assert sorted(folder.name for folder in tmp_path.iterdir()) == ["live", "new", "not ours"]
+    assert kept(live) == 1000
 
 
 def test_least_recently_used_files_make_room(s3, tmp_path):
@@ -365,15 +435,60 @@ def test_no_answer_from_the_server_is_a_missing_video(s3, tmp_path, monkeypatch)
         pass
 
 
-def test_a_full_disk_says_so_and_leaves_no_part(s3, tmp_path):
+FETCH = """
+import os, subprocess, sys, threading
+from pathlib import Path
+from scanner import scratch
+scratch._FULL_S, scratch._FULL_PAUSE_S = float(sys.argv[1]), 0.05
+folder, videos = Path(sys.argv[2]), [sys.argv[n : n + 3] for n in range(3, len(sys.argv), 3)]
+room = scratch.Scratch(folder / "run", 1 << 30)
+
+def fetch(uri, tag, size):
+    try:
+        with room.fetch(uri, tag, int(size)) as path:
+            print("fetched", path.stat().st_size)
+    except scratch.ScratchFailed as error:
+        print(error.exit_code, error)
+"""
+
+
+def test_a_disk_that_stays_full_ends_the_scan_and_leaves_no_part(s3, tmp_path):
     video = put(s3, "a.mp4", os.urandom(1 << 20))
-    code = (
-        "import os, sys\nfrom pathlib import Path\nfrom scanner.scratch import FetchError, Scratch\n"
-        "folder, uri, tag, size = sys.argv[1:]\n"
-        "try:\n    with Scratch(Path(folder) / 'run', 1 << 30).fetch(uri, tag, int(size)): pass\n"
-        "except FetchError as error:\n"
-        "    print(error.status.value, error, [n for n in os.listdir(folder + '/run') if n[0] != '.'])\n"
-    )
-    done = in_namespace(f"mount -t tmpfs -o size=256k none {tmp_path}", code, str(tmp_path), *map(str, video))
-    assert done.stdout.startswith("missing could not be fetched into"), done.stderr
+    code = FETCH + "fetch(*videos[0])\nprint([n for n in os.listdir(folder / 'run') if n[0] != '.'])\n"
+    done = in_namespace(f"mount -t tmpfs -o size=256k none {tmp_path}", code, "0.5", str(tmp_path), *map(str, video))
+    assert done.stdout.startswith(f"{EXIT_PREFLIGHT} {tmp_path}/run on "), done.stderr
     assert "no space left" in done.stdout and done.stdout.endswith("[]\n")
+
+
+def test_a_full_disk_is_waited_for(s3, tmp_path):
+    video = put(s3, "a.mp4", os.urandom(1 << 20))
+    code = FETCH + (
+        "grow = ['mount', '-o', 'remount,size=4m', str(folder)]\n"
+        "threading.Timer(1, subprocess.run, [grow]).start()\nfetch(*videos[0])\n"
+    )
+    done = in_namespace(f"mount -t tmpfs -o size=256k none {tmp_path}", code, "30", str(tmp_path), *map(str, video))
+    assert done.stdout == f"fetched {1 << 20}\n", done.stderr
+
+
+def test_on_a_full_disk_what_nobody_uses_makes_room(s3, tmp_path):
+    videos = [str(part) for name in "ab" for part in put(s3, name, os.urandom(1 << 20))]
+    code = FETCH + "for video in videos:\n    fetch(*video)\n"
+    done = in_namespace(f"mount -t tmpfs -o size=1536k none {tmp_path}", code, "30", str(tmp_path), *videos)
+    assert done.stdout == f"fetched {1 << 20}\n" * 2, done.stderr
+
+
+def test_a_folder_that_can_not_be_written_to_ends_the_scan_and_is_held_against_no_video(s3, tmp_path):
+    video = Video(*put(s3, "a.mp4", b"x"))
+    code = FETCH + "fetch(*videos[0])\n"
+    where = map(str, (tmp_path, video.uri, video.content_tag, video.size_bytes))
+    done = in_namespace(f"mount -t tmpfs -o ro none {tmp_path}", code, "30", *where)
+    assert done.stdout.startswith(f"{EXIT_PREFLIGHT} {tmp_path}/run on "), done.stderr
+    assert "Read-only file system. Mend that, or choose another folder with --scratch" in done.stdout
+    (tmp_path / "file").touch()
+    config = ScanConfig()
+    split = SplitIntoSpans(Work.of(config, RunFacts.of(config), Scratch(tmp_path / "file" / "run", LIMIT)))
+    with pytest.raises(ScratchFailed, match="Not a directory") as caught:
+        split.left(Todo(video))
+    with pytest.raises(ScratchFailed):
+        raise pickle.loads(pickle.dumps(caught.value))  # as it comes from a worker
+    split.guard.close()

@@ -61,6 +61,20 @@ def test_nothing_happens_while_something_moves():
     assert next(moves, None) is None, "every move was waited for"
 
 
+def test_a_pulse_that_can_not_be_felt_is_no_change():
+    moves = iter(range(20))
+
+    def unsteady() -> int:
+        move = next(moves, None)
+        if move is None or move % 2:
+            raise KeyError("an operator that Ray Data has let go of")
+        return move
+
+    with pytest.raises(UserError, match="Nothing has moved"), watchdog(pulse=unsteady):
+        wait_for_ever()
+    assert next(moves, None) is None, "what could be felt in between was a move"
+
+
 def test_a_block_that_ends_is_left_alone_and_the_signal_is_as_before():
     before = signal.getsignal(INTERRUPT)
     with watchdog(patience=float("inf")):
