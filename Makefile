@@ -27,7 +27,7 @@ chaos: $(VENV)/.installed-dev  ## 20 scans with lost nodes, killed workers and d
 bench: $(VENV)/.installed-dev  ## video-seconds per second: the scan, its stages, ffmpeg, the plain script
 	$(BIN)/python -m tests.bench
 
-bench-scale: $(VENV)/.installed-dev  ## the driver on a million keys and 100,000 spans; 1, 2, 4 and 8 nodes
+bench-scale: $(VENV)/.installed-dev  ## a million keys and 100,000 spans; 1, 2, 4 and 8 nodes: 25 minutes
 	$(BIN)/python -m tests.bench_scale
 
 bench-gpu: $(VENV)/.installed-dev  ## clips per second of the scoring actor, and of the bare network

@@ -4,7 +4,8 @@
     python -m tests.chaos --schedules 1 --seed 7   one of them again
 
 What happens is drawn from the seed alone, and when depends on nothing but how many spans are in RESULTS. Which
-span is hit still differs from time to time: that is what the results must not depend on.
+span is hit still differs from time to time: that is what the results must not depend on. The same command is run
+again only after what must end a scan (ENDS_A_RUN); a scan that gives up over anything else has failed its schedule.
 """
 
 from __future__ import annotations
@@ -57,14 +58,12 @@ VIDEOS = (
     "talks/real_blinks.mp4",
 )
 NODES = 3  # the head among them; each has one CPU, so that two can hold a scan
-MOST_RUNS = 8  # of the command, until it says that it is done
-RUN_LIMIT_S = 400.0  # of one of them
+RUN_LIMIT_S = 400.0  # of the command, each time
 STALL_MINUTES = "2"
 STORM_REQUESTS = 40
 STORE_BYTES = 160 << 20
 PACKAGES = ("ray", "pyarrow", "boto3", "moto")
 DONE = {errors.EXIT_OK, errors.EXIT_SOME_FAILED}
-TO_BE_CONTINUED = {None, -signal.SIGKILL, errors.EXIT_INTERRUPTED, errors.EXIT_PREFLIGHT}  # None: not begun yet
 
 
 class Kind(str, Enum):
@@ -79,7 +78,14 @@ class Kind(str, Enum):
     EXPIRY = "expired credentials"
 
 
-ENDS_THE_RUN = {Kind.KILL_DRIVER: signal.SIGKILL, Kind.INTERRUPT_DRIVER: signal.SIGINT}
+SIGNALS = {Kind.KILL_DRIVER: signal.SIGKILL, Kind.INTERRUPT_DRIVER: signal.SIGINT}
+#: What may end a run before it is done, and the exit code that it then has. Lost nodes are not among it: no schedule
+#: leaves too few of them.
+ENDS_A_RUN = {
+    Kind.KILL_DRIVER: -signal.SIGKILL,
+    Kind.INTERRUPT_DRIVER: errors.EXIT_INTERRUPTED,
+    Kind.EXPIRY: errors.EXIT_PREFLIGHT,
+}
 
 
 @dataclass(frozen=True)
@@ -205,8 +211,8 @@ class Scene:
         elif event.kind is Kind.KILL_WORKER:
             kill_worker(rng)
         else:
-            driver.send_signal(ENDS_THE_RUN[event.kind])
-        return event.kind in ENDS_THE_RUN
+            driver.send_signal(SIGNALS[event.kind])
+        return event.kind in SIGNALS
 
 
 def kill_worker(rng: random.Random) -> None:
@@ -251,27 +257,34 @@ def undisturbed(at: Scene) -> str:
 
 
 def disturbed(at: Scene, schedule: Schedule, truth: Views) -> Outcome:
-    """Let a schedule happen, run the command until it says that all is done, and compare what there is then."""
+    """Let a schedule happen to the command, again after each event that ends it; compare what there is then."""
     outcome = Outcome(schedule)
     name = f"disturbed-{schedule.seed}"
     results = f"s3://{BUCKET}/{name}" if schedule.in_bucket else str(at.folder / name)
     pending, began = deque(schedule.events), time.monotonic()
-    code: int | None = None
+    happened: list[Event] = []  # in this run
     with (at.folder / f"{name}.log").open("w") as log:
-        while code in TO_BE_CONTINUED and len(outcome.exit_codes) < MOST_RUNS:
-            code = at.scan(results, pending, log)
-            outcome.exit_codes.append(code)
+        while not outcome.exit_codes or to_be_continued(outcome.exit_codes[-1], happened):
+            before = list(pending)
+            outcome.exit_codes.append(at.scan(results, pending, log))
+            happened = before[: len(before) - len(pending)]
     at.proxy.storm, at.proxy.refusal = Storm(0, 0), ""
     outcome.missed, outcome.seconds = list(pending), time.monotonic() - began
     if "Traceback" in Path(log.name).read_text():
         outcome.differences.append(f"a traceback was printed: {log.name}")
-    if code not in DONE:
-        outcome.differences.append("it was never done")
+    if outcome.exit_codes[-1] not in DONE:
+        what = "; ".join(map(str, happened)) or "nothing"
+        outcome.differences.append(f"run {len(outcome.exit_codes)} gave up, to which this had happened: {what}")
         return outcome
     found = views(results)
     for view, wanted in truth.items():
         outcome.differences += differences(view, wanted, found[view])
     return outcome
+
+
+def to_be_continued(code: int, happened: Sequence[Event]) -> bool:
+    """Whether something that happened to a run is the reason of its exit code."""
+    return code in {ENDS_A_RUN[event.kind] for event in happened if event.kind in ENDS_A_RUN}
 
 
 def views(results: str) -> Views:
@@ -301,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto's server tells every request
     folder = Path(tempfile.mkdtemp(prefix="deepsweep-chaos-"))
-    equal = 0
+    equal = events = missed = 0
     with pytest.MonkeyPatch.context() as patch, s3_server() as endpoint:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         with empty_bucket(endpoint, patch) as bucket, behind_proxy(endpoint, patch) as proxy:
@@ -313,8 +326,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 with scene(bucket, proxy, folder) as at:  # a fresh cluster: no schedule inherits another's wounds
                     outcome = disturbed(at, Schedule.draw(seed, spans), truth)
                 equal += not outcome.differences
+                events, missed = events + len(outcome.schedule.events), missed + len(outcome.missed)
                 print(outcome, flush=True)
-    print(f"{equal} of {options.schedules} schedules: results equal to an undisturbed run's. {surroundings()}")
+    print(
+        f"{equal} of {options.schedules} schedules: results equal to an undisturbed run's; {missed} of {events} events"
+        f" missed, the scan being over. {surroundings()}"
+    )
     if options.keep or equal < options.schedules:
         print(f"RESULTS and logs: {folder}")
     else:

@@ -12,7 +12,9 @@ import pytest
 from tests.bench import steady
 from tests.bench_memory import slope
 from tests.bench_micro import middle_and_spread
+from tests.bench_scale import MIB, Sample, shortfalls, unfinished
 from tests.processes import Process, Watch, end, family
+from tests.scans import ROOT, environment
 
 
 def arrivals(spans: int, workers: int, start: float, each: float) -> list[float]:
@@ -56,3 +58,39 @@ def test_slope_of_the_later_part_is_mib_a_minute() -> None:
 def test_spread_of_a_normal_distribution_is_its_deviation() -> None:
     median, spread = middle_and_spread(np.random.default_rng(1).normal(5.0, 2.0, 100_000))
     assert median == pytest.approx(5.0, abs=0.05) and spread == pytest.approx(2.0, rel=0.03)
+
+
+def drive(spans: int, ms: float = 3.0, mib_later: float = 0.0, slower: float = 1.0) -> list[Sample]:
+    """Samples of a driver that spends ms on a span, `slower` times as much in the second half, and grows by so much."""
+    samples, cpu_s = [], 0.0
+    for n in range(1, spans + 1):
+        cpu_s += ms / 1000 * (slower if n > spans / 2 else 1)
+        samples.append(Sample(n, n / 100, cpu_s, round((500 + mib_later * n / spans) * MIB)))
+    return samples
+
+
+def test_a_driver_that_misses_an_aim_is_told_which():
+    assert shortfalls(drive(1000, mib_later=20, slower=1.1)) == unfinished(drive(1000), 1000) == []
+    for samples, aim in (
+        (drive(1000, ms=5.1), "5.10 ms of the driver's CPU a span, not under 5"),
+        (drive(1000, mib_later=100), "1.18 times the driver's memory"),
+        (drive(1000, slower=1.5), "1.50 times the first tenth's CPU a span"),
+    ):
+        (missed,) = shortfalls(samples)
+        assert missed.startswith(aim)
+    assert unfinished(drive(900), 1000) == ["only 900 of 1,000 spans came through"]
+
+
+def test_a_little_of_bench_scale_runs_to_its_end():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench_scale", "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        env=environment(),
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for figure in ("the object stores spilled 0 bytes", "ms of CPU a span", "2 nodes: "):
+        assert figure in done.stdout
