@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from queries.formats import FORMATS, write_answer
-from queries.options import results_option, split_param
+from queries.options import queries_option, results_option, split_param
 from queries.run import Answer, NamedQuery, find_query, first_rows, load_queries, run_query, untrained_videos
 from queries.text import escape_controls
 from scanner.errors import UserError
@@ -35,16 +35,7 @@ _FORMAT_OF_SUFFIX = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".parque
 )
 @click.option("-p", "--param", "params", metavar="KEY=VALUE", multiple=True, help="A parameter of the query.")
 @click.option("--list", "list_", is_flag=True, help="Show the named queries and their parameters.")
-@click.option(
-    "--queries",
-    "folders",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    multiple=True,
-    envvar="DEEPSWEEP_QUERIES",
-    show_envvar=True,
-    help="A folder of your own .sql files, asked by name like the others; repeatable.",
-)
+@queries_option
 @click.option("--shell", is_flag=True, help="Open a prompt for many questions; it also reads them from a pipe.")
 @click.option("--unsafe", is_flag=True, help="Let the SQL write, read any file, load extensions and change settings.")
 def query(
@@ -75,14 +66,15 @@ def query(
     A question of your own, kept in ~/sweep/nightly.sql:
       deepsweep query nightly --queries ~/sweep
     """
-    queries = load_queries(folder.expanduser() for folder in folders)
+    queries = load_queries(folders)
     if list_:
         click.echo(listing(queries))
         return
     if shell and (question or output or params):
         raise UserError("--shell asks its questions itself: leave out the question, -p and --output.")
     if not question and not shell:
-        raise UserError(f"Say what to ask: a named query or SQL.\n\n{listing(queries)}")
+        click.echo(listing(queries), err=True)
+        raise UserError("Say what to ask: a named query, as listed above, or SQL.")
     if question:
         find_query(question, queries)  # a wrong name needs no results to be told
     values = dict(map(split_param, params))

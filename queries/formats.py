@@ -10,11 +10,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from queries.text import UNSAFE, escape_controls
+from scanner.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,8 +55,20 @@ def _rows(answer: Answer, binary: Callable[[bytes], str]) -> Iterator[list[Any]]
     """Rows of plain values: None, bool, int, float, str, list, dict."""
     convert = [_converter(field.type, binary) for field in answer.schema]
     for batch in answer.batches:
-        columns = [[f(v) for v in c.to_pylist()] for f, c in zip(convert, batch.columns, strict=True)]
+        with python_dates():
+            columns = [[f(v) for v in c.to_pylist()] for f, c in zip(convert, batch.columns, strict=True)]
         yield from (list(row) for row in zip(*columns, strict=True))
+
+
+@contextmanager
+def python_dates() -> Iterator[None]:
+    """DuckDB's dates reach further than Python's, and to infinity: a UserError where one is met."""
+    try:
+        yield
+    except OverflowError:
+        raise UserError(
+            "A date of the answer lies outside the years 1 to 9999: cast it to text, as in finished_at::VARCHAR."
+        ) from None
 
 
 def _converter(type_: pa.DataType, binary: Callable[[bytes], str]) -> Callable[[Any], Any]:

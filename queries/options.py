@@ -1,6 +1,8 @@
-"""What several commands over RESULTS take in the same words: `--results`, and `-p key=value`."""
+"""What several commands over RESULTS take in the same words: `--results`, `--queries`, and `-p key=value`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -14,6 +16,17 @@ results_option = click.option(
     show_default=True,
     show_envvar=True,
     help="What `scan --out` wrote to: a folder or s3://bucket/prefix.",
+)
+
+queries_option = click.option(
+    "--queries",
+    "folders",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    multiple=True,
+    envvar="DEEPSWEEP_QUERIES",
+    show_envvar=True,
+    help="A folder of your own .sql files, asked by name like the others; repeatable.",
 )
 
 

@@ -81,7 +81,7 @@ def load_queries(folders: Iterable[Path]) -> list[NamedQuery]:
     is taken: which of two queries answers must not depend on the order of options.
     """
     found = {query.name: query for query in query_names()}
-    for folder in folders:
+    for folder in (given.expanduser() for given in folders):
         for query in _read_folder(folder):
             if query.name in found:
                 other = found[query.name].folder

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from models.evaluation import Judged, evaluate, report_json
+from models.evaluation import Judged, Report, evaluate, report_json
 from models.evaluation_text import report_markdown
 from models.figures import draw_figures
 from models.golden import write_golden
-from models.metrics import auc
+from models.metrics import auc, bootstrap_rate, rate_metrics
 from models.network import ClipNet
 from models.prepared import FaceTrack
 from models.registry import save_model
 from models.spec import FUSION_TERMS, ModelSpec
-from models.training.calibrate import (
-    chosen,
-    crossed,
-    enough,
-    fit_fusion,
-    score,
-    splits,
-    telling_terms,
-    thresholds,
-)
+from models.training.calibrate import crossed, enough, fit_fusion, score, thresholds
 from models.training.recipe import REENCODED_CRF, TrackScores
 from scanner.fusion import evidence, fuse, verdict
 
 TERMS = FUSION_TERMS[1:]  # all but the intercept
-CNN, WEAK = ("cnn_top", "cnn_mean"), ("blink", "micro")  # weak evidence must earn its place
-ABLATION = {"CNN only": CNN, "blinks only": WEAK[:1], "micro-expressions only": WEAK[1:], "all": TERMS}
+FIGURES = "figures.json"  # beside model.json, and no part of its digest: `deepsweep report` shows it
+ABLATION = {
+    "CNN only": ("cnn_top", "cnn_mean"),
+    "blinks only": ("blink",),
+    "micro-expressions only": ("micro",),
+    "all": TERMS,
+}
 
 
 @dataclass(frozen=True)
@@ -63,43 +61,61 @@ class Calibration:
 def finish(
     network: ClipNet, held_out: Sequence[TrackScores], spec: ModelSpec, folder: Path, say: Callable[[str], None]
 ) -> ModelSpec:
-    """Calibrate on what was held out, save the model to folder/model, write folder/held-out/."""
+    """Calibrate on what was held out, save the model with its figures to folder/model, write folder/held-out/."""
     calibration = Calibration.of(held_out)
     if not enough(calibration.fake):
         say("Too few videos were held out to calibrate: scores are the network's own, bands at 0.3 and 0.7.")
         fusion, bands = {**dict.fromkeys(FUSION_TERMS, 0.0), "cnn_mean": 1.0}, {"fake": 0.7, "real": 0.3}
     else:
-        terms = telling_terms(calibration.terms, calibration.fake, calibration.folds, CNN, WEAK)
-        fusion = fit_fusion(calibration.terms, calibration.fake, terms)
+        fusion = fit_fusion(calibration.terms, calibration.fake, TERMS)
         bands = thresholds(score(calibration.terms, fusion), calibration.fake)
     saved = save_model(folder / "model", network, replace(spec, fusion=fusion, thresholds=bands))
     write_golden(saved)
-    _report(calibration, saved, folder / "held-out", say)
+    _report(calibration, saved, folder, say)
     say(f"The model lies in {folder / 'model'}: deepsweep scan ARCHIVE --out RESULTS --model {folder / 'model'}")
     return saved
 
 
-def held_out_scores(calibration: Calibration) -> np.ndarray:
-    """Each video's score as a model of the other folds alone would give it: (videos,), NaN where those are too few.
+def figures_json(report: Report) -> str:
+    """What a model's folder says of it: of report.json the figures of whole videos, with the rates at both bands.
 
-    Which terms that model looks at is decided by the other folds too.
+    tpr and fpr are those of `fake`. Of `real` they count what scores above it, and so is not passed as genuine.
     """
-    scores = np.full(len(calibration.faces), np.nan)
-    for inside, others in splits(calibration.fake, calibration.folds):
-        known, fake = chosen(calibration.terms, others), calibration.fake[others]
-        terms = telling_terms(known, fake, calibration.folds[others], CNN, WEAK)
-        scores[inside] = score(chosen(calibration.terms, inside), fit_fusion(known, fake, terms))
-    return scores
+    whole = json.loads(report_json(report))
+    counts = {name: whole["videos"][name] for name in ("reals", "fakes", "recordings")}
+    figures = {
+        **{name: whole[name] for name in ("model_digest", "created_at", "thresholds")},
+        "videos": counts | whole["videos"]["metrics"] | _rates_above_real(report),
+        "reliability": whole["reliability"],
+    }
+    return json.dumps(figures, indent=1, allow_nan=False)
 
 
-def _report(calibration: Calibration, spec: ModelSpec, folder: Path, say: Callable[[str], None]) -> None:
-    scores = held_out_scores(calibration)
-    known = ~np.isnan(scores)
+def _rates_above_real(report: Report) -> dict[str, dict[str, float | None]]:
+    fake = np.array([video["label"] == "fake" for video in report.judged], bool)
+    scores = np.array([video["score"] for video in report.judged], np.float64)
+    groups = [video["group"] for video in report.judged]
+    rates = {}
+    for name, metric in rate_metrics(math.nextafter(report.thresholds["real"], 1)).items():
+        interval = bootstrap_rate(metric, fake, scores, groups, report.resamples, report.seed)
+        found = (float(metric(fake, scores)), *interval)
+        known = [value if math.isfinite(value) else None for value in found]
+        rates[f"{name}_above_real"] = dict(zip(("value", "low", "high"), known, strict=True))
+    return rates
+
+
+def _report(calibration: Calibration, spec: ModelSpec, run: Path, say: Callable[[str], None]) -> None:
+    held_out = {
+        name: crossed(calibration.terms, calibration.fake, calibration.folds, terms) for name, terms in ABLATION.items()
+    }
+    known = ~np.isnan(held_out["all"])
     if not enough(calibration.fake[known]):
         say("Too few sources were held out to give figures.")
+        (run / "model" / FIGURES).unlink(missing_ok=True)  # an earlier model's
         return
+    folder = run / "held-out"
     faces = [face for face, one in zip(calibration.faces, known, strict=True) if one]
-    values = scores[known]
+    values = held_out["all"][known]
     report = evaluate(
         [_judged(face, face.clips, value, spec) for face, value in zip(faces, values, strict=True)],
         model=spec.name,
@@ -112,11 +128,9 @@ def _report(calibration: Calibration, spec: ModelSpec, folder: Path, say: Callab
     for name, picture in draw_figures(report).items():
         (folder / name).write_bytes(picture)
     (folder / "report.json").write_text(report_json(report), encoding="utf-8")
+    (run / "model" / FIGURES).write_text(figures_json(report), encoding="utf-8")
     lines = ["", "## Ablation", "", "| evidence | AUC of videos |", "| --- | --- |"]
-    for name, terms in ABLATION.items():
-        one = crossed(calibration.terms, calibration.fake, calibration.folds, terms)
-        lines.append(f"| {name} | {auc(calibration.fake[known], one[known]):.3f} |")
-    lines.append(f"| what is used | {auc(calibration.fake[known], values):.3f} |")
+    lines += [f"| {name} | {auc(calibration.fake[known], one[known]):.3f} |" for name, one in held_out.items()]
     lines += ["", "Fusion: " + ", ".join(f"{term} {value:.3f}" for term, value in spec.fusion.items()) + "."]
     (folder / "report.md").write_text(report_markdown(report) + "\n".join(lines) + "\n", encoding="utf-8")
     figure = float(auc(calibration.fake[known], values))

@@ -8,11 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from queries.options import results_option, split_param
+from queries.options import queries_option, results_option, split_param
 from queries.text import escape_controls
 from scanner import errors
 from scanner.errors import UserError
@@ -22,6 +23,7 @@ from scanner.uris import join, redacted
 if TYPE_CHECKING:  # loaded when work begins: `--help` must wait for neither DuckDB nor FFmpeg
     import duckdb
 
+    from queries.run import NamedQuery
     from scanner.cut_files import Outcome
     from scanner.stretches import Stretch
 
@@ -33,6 +35,7 @@ DEFAULT_QUERY = "flagged"
 @results_option
 @click.option("--out", required=True, metavar="FOLDER", help="Where the files go: a folder or s3://bucket/prefix.")
 @click.option("-p", "--param", "params", metavar="KEY=VALUE", multiple=True, help="A parameter of the query.")
+@queries_option
 @click.option(
     "--pad",
     type=click.FloatRange(min=0),
@@ -53,7 +56,9 @@ DEFAULT_QUERY = "flagged"
 @click.option("--reencode", is_flag=True, help="Encode anew (H.264, AAC) also what could be copied: exact times.")
 @click.option("--subtitles", is_flag=True, help="Also an .srt for each video, marking the stretches in it.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def clips(question: str | None, results: str, out: str, params: tuple[str, ...], **options: Any) -> None:
+def clips(
+    question: str | None, results: str, out: str, params: tuple[str, ...], folders: tuple[Path, ...], **options: Any
+) -> None:
     """Cut what a query returns out of the videos, into files to look at and to pass on.
 
     The query is the NAME of a prepared one, or SQL; it gives uri, t_start and t_end of each stretch. A prepared
@@ -76,7 +81,7 @@ def clips(question: str | None, results: str, out: str, params: tuple[str, ...],
     Exit codes: 0 done, 2 usage, 3 some could not be cut, 4 storage or libraries, 5 nothing to cut,
     130 interrupted (finished files are kept).
     """
-    code = run(question or DEFAULT_QUERY, results, out, dict(map(split_param, params)), **options)
+    code = run(question or DEFAULT_QUERY, results, out, dict(map(split_param, params)), folders, **options)
     sys.exit(code)
 
 
@@ -85,6 +90,7 @@ def run(
     results: str,
     out: str,
     params: Mapping[str, str],
+    folders: Sequence[Path] = (),
     *,
     pad: float = 1.0,
     merge_gap: float = 0.5,
@@ -93,16 +99,23 @@ def run(
     subtitles: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Cut what the query returns and return the exit code. Raises UserError before anything is cut."""
+    """Cut what the query returns and return the exit code. Raises UserError before anything is cut.
+
+    folders: of the user's own named queries.
+    """
     from queries.catalog import open_catalog
+    from queries.run import load_queries
     from scanner.cut_files import Cutter, Order
     from scanner.storage import ensure_writable
     from scanner.stretches import merge
 
     if not math.isfinite(pad + merge_gap):  # click's ranges let nan through
         raise UserError("--pad and --merge-gap are seconds: give a number.")
+    if not out:  # an unset variable: the current folder is not what was meant
+        raise UserError("--out is empty: give it a folder or s3://bucket/prefix.")
+    queries = load_queries(folders)
     with closing(open_catalog(results)) as connection:
-        found, problems, rows = _ask(connection, question, params)
+        found, problems, rows = _ask(connection, question, params, queries)
         stretches = merge(found, merge_gap)[:limit]
         tags = _content_tags(connection, stretches)
         if not found and not problems:
@@ -120,7 +133,7 @@ def run(
         click.echo(escape_controls(f"deepsweep: {line}"), err=True)
     if not quiet:
         click.echo(escape_controls(progress.summary(out)))
-        click.echo(_more(question, params, rows), nl=False)
+        click.echo(_more(question, params, rows, queries), nl=False)
     return errors.EXIT_SOME_FAILED if progress.failed else errors.EXIT_OK
 
 
@@ -140,17 +153,19 @@ def _write_subtitles(out: str, stretches: Sequence[Stretch], gap: float) -> str 
 
 
 def _ask(
-    connection: duckdb.DuckDBPyConnection, question: str, params: Mapping[str, str]
+    connection: duckdb.DuckDBPyConnection, question: str, params: Mapping[str, str], queries: Sequence[NamedQuery]
 ) -> tuple[list[Stretch], list[str], int]:
     """(stretches in the query's order, a sentence on each row that names none, rows that the query gave)."""
+    from queries.formats import python_dates
     from queries.run import find_query, run_query
     from scanner.stretches import stretch_of
 
-    answer = run_query(connection, question, params)
+    answer = run_query(connection, question, params, queries=queries)
     columns = set(answer.schema.names)
-    rows = [row for batch in answer.batches for row in batch.to_pylist()]
+    with closing(answer.batches), python_dates():
+        rows = [row for batch in answer.batches for row in batch.to_pylist()]
     given = len(rows)
-    if find_query(question) and "uri" in columns and not columns & {"t_start", "t_end"}:
+    if find_query(question, queries) and "uri" in columns and not columns & {"t_start", "t_end"}:
         rows = _flagged_clips(connection, rows)
     else:
         _check_columns(answer.schema)
@@ -215,11 +230,11 @@ def _why_empty(connection: duckdb.DuckDBPyConnection) -> str:
     return "the query returns no stretch."
 
 
-def _more(question: str, params: Mapping[str, str], rows: int) -> str:
+def _more(question: str, params: Mapping[str, str], rows: int, queries: Sequence[NamedQuery]) -> str:
     """A line that tells of a prepared query's own limit, where it was reached."""
     from queries.run import find_query
 
-    named = find_query(question)
+    named = find_query(question, queries)
     default = next((str(p.default) for p in named.params if p.name == "limit"), None) if named else None
     limit = params.get("limit", default)
     return f"There may be more: raise -p limit={limit}.\n" if default and str(rows) == limit else ""

@@ -5,7 +5,6 @@ The sidecar comes last: a file that has one is finished, and its sidecar says wh
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import tempfile
@@ -20,6 +19,7 @@ from scanner.config import ScanConfig
 from scanner.cutting import Cut, cut
 from scanner.decode import DecodeError
 from scanner.guard import Guard, GuardFailure
+from scanner.names import login_name
 from scanner.results import Status
 from scanner.scratch import FetchError, Scratch, sweep
 from scanner.storage import READ, S3_ERRORS, WRITE, get_bytes, put_bytes, s3_client, s3_problem
@@ -64,7 +64,7 @@ class Cutter:
 
     def __init__(self, order: Order) -> None:
         self.order = order
-        base = Path(tempfile.gettempdir()) / f"deepsweep-scratch-{getpass.getuser()}"  # as a scan's: it sweeps it, too
+        base = Path(tempfile.gettempdir()) / f"deepsweep-scratch-{login_name()}"  # as a scan's: it sweeps it, too
         sweep(base)
         self._scratch = Scratch(base / f"clips-{uuid.uuid4().hex}", ScanConfig.scratch_size)
         self._guard = Guard(preload=("scanner.cutting",))

@@ -79,7 +79,7 @@ def run(
     with writable_folder(out or default_folder(source), uri, force) as folder, sigterm_interrupts():
         with _progress_bar(shown=not (config.quiet or as_json)) as on_progress:
             found = inspect_video(source, config, on_progress, folder / OVERLAY if overlay else None)
-        names = write_files(folder, found)
+        names = write_files(folder, found, overlay=overlay and found.overlay_error is None)
     if found.overlay_error:
         click.echo(escape_controls(f"deepsweep: no overlay video: {found.overlay_error}"), err=True)
     elif overlay:

@@ -49,15 +49,16 @@ def writable_folder(out: str, uri: str, force: bool) -> Iterator[Path]:
             folder.rmdir()
 
 
-def write_files(folder: Path, found: Inspection) -> list[str]:
+def write_files(folder: Path, found: Inspection, *, overlay: bool = False) -> list[str]:
     """Write everything but the overlay video, verdict.json last; what an earlier inspection left is removed.
 
+    overlay: whether this inspection wrote an overlay video; else there is none, or one of another.
     Returns the names of all files there are now, in the order in which people look at them. Raises UserError.
     """
     files = {**_plots(found), **_pictures(found)}
     try:
         for old in _own_files(folder):
-            if old.name != OVERLAY and str(old.relative_to(folder)) not in files:
+            if not (overlay and old.name == OVERLAY) and str(old.relative_to(folder)) not in files:
                 old.unlink()
         for name, data in files.items():
             put_bytes(str(folder / name), data)

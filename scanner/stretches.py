@@ -122,7 +122,7 @@ def json_safe(value: Any) -> Any:
 
 
 def subtitles(stretches: Iterable[Stretch], gap: float) -> str:
-    """SubRip text for one video: a cue per face and flagged stretch, at the times of the whole video."""
+    """SubRip text for one video: a cue per face and stretch, at the times of the whole video."""
     by_face: dict[str, list[Stretch]] = {}
     for row in (row for stretch in stretches for row in stretch.rows):
         face = "" if row.get("face_id") is None else str(row["face_id"])
@@ -136,9 +136,13 @@ def subtitles(stretches: Iterable[Stretch], gap: float) -> str:
 def _cue_text(cue: Stretch) -> str:
     scores = [row["score"] for row in cue.rows if isinstance(row.get("score"), float) and math.isfinite(row["score"])]
     said = [f"face {face}" for face in cue.faces] + ([f"score {max(scores):.2f}"] if scores else [])
-    # SubRip knows tags: a name with <b> in it shall show as it is.
-    word = "not flagged" if any(row.get("flagged") is False for row in cue.rows) else "flagged"
-    return escape_controls(" · ".join([word, *said])).replace("<", "‹").replace(">", "›")
+    flags = [row.get("flagged") for row in cue.rows]
+    if any(flag is True for flag in flags):
+        said.insert(0, "flagged")
+    elif all(flag is False for flag in flags):
+        said.insert(0, "not flagged")
+    # SubRip knows tags: a name with <b> in it shall show as it is. Of nothing, players show no cue.
+    return escape_controls(" · ".join(said or ["stretch"])).replace("<", "‹").replace(">", "›")
 
 
 def _clock(seconds: float) -> str:

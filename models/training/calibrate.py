@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, combinations
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-
-from models.metrics import log_loss
 
 RIDGE = 1e-3  # of the mean log-loss: keeps a coefficient finite where the classes can be told apart completely
 STEPS = 4000
@@ -31,7 +28,7 @@ def fit_fusion(
     fake = np.asarray(fake, bool)
     if not enough(fake):
         raise ValueError("fusion needs at least two genuine and two manipulated videos")
-    each = _balanced(fake) if weights is None else weights / weights.sum()
+    each = np.where(fake, 0.5 / fake.sum(), 0.5 / (~fake).sum()) if weights is None else weights / weights.sum()
     x = np.stack([np.asarray(evidence[term], float) for term in terms], axis=1) if terms else np.zeros((len(fake), 0))
     scale = np.maximum(np.sqrt(each @ x**2), 1e-6)
     x = x / scale
@@ -55,14 +52,6 @@ def enough(fake: np.ndarray) -> bool:
     return min(fake.sum(), (~fake).sum()) >= FEWEST
 
 
-def splits(fake: np.ndarray, folds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each fold (videos,) bool, with the videos of the others, where those can carry a fit."""
-    for fold in np.unique(folds):
-        inside = folds == fold
-        if enough(fake[~inside]):
-            yield inside, ~inside
-
-
 def crossed(
     evidence: Mapping[str, np.ndarray], fake: np.ndarray, folds: np.ndarray, terms: Sequence[str]
 ) -> np.ndarray:
@@ -71,42 +60,16 @@ def crossed(
     Fitting and judging on the same videos would flatter. folds: (videos,) int.
     """
     scores = np.full(len(fake), np.nan)
-    for inside, others in splits(fake, folds):
-        coefficients = fit_fusion(chosen(evidence, others), fake[others], terms)
-        scores[inside] = score(chosen(evidence, inside), coefficients)
+    for fold in np.unique(folds):
+        inside = folds == fold
+        if enough(fake[~inside]):
+            coefficients = fit_fusion(_of(evidence, ~inside), fake[~inside], terms)
+            scores[inside] = score(_of(evidence, inside), coefficients)
     return scores
 
 
-def telling_terms(
-    evidence: Mapping[str, np.ndarray],
-    fake: np.ndarray,
-    folds: np.ndarray,
-    always: Sequence[str],
-    perhaps: Sequence[str],
-) -> tuple[str, ...]:
-    """`always`, and of `perhaps` those that lower the log-loss of videos in folds that a fit did not see.
-
-    With too few videos to tell, all of them.
-    """
-    best, lowest = (*always, *perhaps), np.inf
-    for some in chain.from_iterable(combinations(perhaps, n) for n in range(len(perhaps) + 1)):
-        scores = crossed(evidence, fake, folds, (*always, *some))
-        known = ~np.isnan(scores)
-        if enough(fake[known]):
-            loss = float(log_loss(fake[known], scores[known], _balanced(fake[known])))
-            if loss < lowest - 1e-9:  # what makes no difference is left out
-                best, lowest = (*always, *some), loss
-    return best
-
-
-def chosen(evidence: Mapping[str, np.ndarray], videos: np.ndarray) -> dict[str, np.ndarray]:
-    """The evidence of some of the videos; videos: (all videos,) bool."""
+def _of(evidence: Mapping[str, np.ndarray], videos: np.ndarray) -> dict[str, np.ndarray]:
     return {term: values[videos] for term, values in evidence.items()}
-
-
-def _balanced(fake: np.ndarray) -> np.ndarray:
-    """Weights (videos,) under which both classes count the same."""
-    return np.where(fake, 0.5 / fake.sum(), 0.5 / (~fake).sum())
 
 
 def score(evidence: Mapping[str, np.ndarray], coefficients: Mapping[str, float]) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -55,6 +55,7 @@ class Clip:
     t_start: float
     t_end: float
     score: float
+    flagged: bool
     label: str | None
     note: str | None
     reviewer: str | None
@@ -147,10 +148,15 @@ class Desk:
         pictures = self._rows(_PICTURES, who | {"t_start": clip.t_start, "t_end": clip.t_end})
         return Evidence(facts[0] if facts else {}, pictures)
 
-    def play(self, clip: Clip) -> Played:
-        """Cut a clip out of its video, H.264 and AAC. Never raises for what it meets in the archive."""
+    def play(self, clip: Clip, wanted: Callable[[], bool] = lambda: True) -> Played | None:
+        """Cut a clip out of its video, H.264 and AAC. Never raises for what it meets in the archive.
+
+        wanted: asked when its turn has come; None where it says no, as for a clip that was left meanwhile.
+        """
         stretch = Stretch(clip.uri, clip.t_start, clip.t_end, ({"uri": clip.uri, "face_id": clip.face_id},))
         with self._cutting:
+            if not wanted():
+                return None
             self._forget()
             (outcome,) = self._cutter.cut_video([stretch])
         if outcome.sidecar is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,15 +26,25 @@ _KEYS: dict[Label, str] = {"confirmed": "c", "false_alarm": "f", "unsure": "u"} 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a reviewer is. said: what was said in this session, by position: (label, note)."""
+    """Where a reviewer is. said: what was said in this session, by position: (label, note).
+
+    loads: how often the queue was loaded, this one included.
+    """
 
     queue: Queue
+    loads: int = 0
     at: int = 0
     said: dict[int, tuple[Label, str]] = field(default_factory=dict)
 
     @property
     def clip(self) -> Clip | None:
         return self.queue.clips[self.at] if self.at < len(self.queue.clips) else None
+
+    @property
+    def token(self) -> str:
+        """Names the clip that is shown, and no other: at the same position there may be another after a reload."""
+        key = "" if self.clip is None else repr(self.clip.key)
+        return f"{self.loads} {hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
     @property
     def left(self) -> int:
@@ -61,7 +72,7 @@ def review_tab(desk: Desk, folder: Path, demo: gr.Blocks) -> None:
     """Lay the tab out, inside a gr.Tab. folder: for pictures."""
     place = gr.State(Place(Queue((), 0)))
     screen = gr.State(Screen())
-    seen = gr.Number(-1, visible="hidden")  # the position that the browser shows
+    seen = gr.Textbox("", visible="hidden")  # the token of the clip that the browser shows
     status = gr.HTML(elem_id="review-status")
     with gr.Row(elem_id="review"):
         with gr.Column(scale=3, min_width=420):
@@ -110,7 +121,7 @@ def review_tab(desk: Desk, folder: Path, demo: gr.Blocks) -> None:
         can = clip is not None
         return [
             here,
-            here.at,
+            here.token,
             progress_line(here),
             gr.Video(None, visible=False),
             note("Cutting the clip out of its video …") if can else "",
@@ -135,16 +146,16 @@ def review_tab(desk: Desk, folder: Path, demo: gr.Blocks) -> None:
         return values
 
     def load(on_screen: Screen, here: Place) -> list[Any]:
-        return answer(on_screen, lambda: Place(desk.load()), here)
+        return answer(on_screen, lambda: Place(desk.load(), here.loads + 1), here)
 
     def move(by: int) -> Handler:
         return lambda on_screen, here: answer(on_screen, lambda: here.moved(by), here)
 
     def mark(label: Label) -> Handler:
-        def act(on_screen: Screen, here: Place, position: float, said: str) -> list[Any]:
+        def act(on_screen: Screen, here: Place, token: str, said: str) -> list[Any]:
             def record() -> Place:
-                if here.clip is None or position != here.at:
-                    return here  # a second key, pressed before the next clip was to be seen, is not meant for it
+                if here.clip is None or token != here.token:
+                    return here  # a key that was pressed before this clip was to be seen is not meant for it
                 desk.record(here.clip, label, said)
                 return here.marked(label, said)
 
@@ -156,13 +167,13 @@ def review_tab(desk: Desk, folder: Path, demo: gr.Blocks) -> None:
         clip = on_screen.clip
         if clip is None:
             return gr.Video(None, visible=False), ""
-        played = desk.play(clip)
-        if on_screen.clip is not clip:
+        played = desk.play(clip, lambda: on_screen.clip is clip)
+        if played is None or on_screen.clip is not clip:
             return gr.skip(), gr.skip()
         sentence = note(played.remark, "note" if played.path else "problem") if played.remark else ""
         return gr.Video(None if played.path is None else str(played.path), visible=played.path is not None), sentence
 
-    def when(event: Callable[..., Any], act: Handler, *inputs: gr.Number | gr.Textbox) -> None:
+    def when(event: Callable[..., Any], act: Handler, *inputs: gr.Textbox) -> None:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         done = event(act, [screen, place, *inputs], outputs, concurrency_limit=None, **quiet)
         done.then(play, screen, [video, remark], trigger_mode="multiple", concurrency_limit=None, **quiet)

@@ -35,7 +35,7 @@ def report(results: str, out: str, top: int, title: str, quiet: bool) -> None:
       deepsweep report --results s3://archive/results --out report.html --top 200 --title "Archive, 2024"
 
     \b
-    Exit codes: 0 written, 2 usage, or results that can't be read.
+    Exit codes: 0 written, 2 usage, or results that can't be read, 4 storage or libraries.
     """
     from scanner.uris import foreign_scheme, is_s3
 
@@ -51,8 +51,11 @@ def report(results: str, out: str, top: int, title: str, quiet: bool) -> None:
     from queries.report.page import report_page
     from scanner.storage import put_bytes
 
-    if Path(out).is_dir():
-        raise UserError(f"{out} is a folder: give --out a file name, such as {Path(out) / 'report.html'}.")
+    try:
+        if Path(out).is_dir():
+            raise UserError(f"{out} is a folder: give --out a file name, such as {Path(out) / 'report.html'}.")
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise UserError(f"{out} could not be written: {error.strerror}.") from None
     findings = read_findings(results, top)
     page, shown = report_page(findings, title, datetime.now(timezone.utc))
     data = page.encode("utf-8")

@@ -7,14 +7,16 @@ from importlib import resources
 
 from queries.report.cards import ModelCard
 from queries.report.data import Findings, Row
-from queries.report.elements import Child, Markup, code, document, el
+from queries.report.elements import Child, Markup, code, document, el, join
 from queries.report.evidence import evidence_of
-from queries.report.parts import count_of, number, section, table
-from queries.report.plots import clock, histogram, meter
+from queries.report.parts import count_of, fitting, number, section, table
+from queries.report.plots import clock, histogram, meter, reliability
 from queries.report.ranking import videos_section
 
-#: Of evidence on the whole page. With MAX_ROWS rows of up to 1 KB it stays under 30 MB, whatever --top says.
+#: With MAX_ROWS_BYTES the page stays under 30 MB, whatever --top says and however long names and errors are.
 MAX_EVIDENCE_BYTES = 22 * 2**20
+MAX_CAUSES_BYTES = 2**19
+MAX_RUNS_BYTES = 2**18
 
 MEANINGS = {
     "ok": "faces were found and looked at",
@@ -171,12 +173,29 @@ def _model(row: Row, card: ModelCard | str) -> list[Child]:
     elif not card.trained:
         parts.append(el("p", "An untrained model: its thresholds and fusion mean nothing.", class_="quiet"))
     elif card.figures:
-        rows: list[list[Child]] = [[name, value] for name, value in card.figures]
-        figures = table("Figures of this model", ["figure", "value"], rows, kinds="tt")
-        parts.append(el("details", el("summary", "Figures of this model, as measured when it was made"), figures))
+        parts += _figures(card)
     else:
-        parts.append(el("p", "No figures lie beside this model: measure it with deepsweep evaluate.", class_="quiet"))
+        parts.append(
+            el("p", "No figures lie beside this model: deepsweep evaluate measures it on your videos.", class_="quiet")
+        )
     return parts
+
+
+def _figures(card: ModelCard) -> list[Child]:
+    """How good the model was when it was made: what everybody must see, calibration, and the rest on demand."""
+    parts: list[Child] = []
+    if card.headline:
+        reals, fakes = card.measured_on or (None, None)
+        told = "" if reals is None else f", on {reals:,} real and {fakes:,} fake videos that were held out"
+        parts.append(el("p", f"Measured when it was made{told}; in brackets 95 % intervals:"))
+        tiles = [el("div", el("dt", name), el("dd", value)) for name, value in card.headline]
+        parts.append(el("dl", tiles, class_="facts"))
+    if card.reliability:
+        told = "Its calibration: bars that end at the line are scores to be taken at their word. Above each, how many"
+        parts += [reliability(card.reliability), el("p", f"{told} videos that is.", class_="quiet")]
+    rows: list[list[Child]] = [[name, value] for name, value in card.figures]
+    whole = table("Figures of this model", ["figure", "value"], rows, kinds="tt")
+    return [*parts, el("details", el("summary", "All figures of this model, as measured when it was made"), whole)]
 
 
 def _scores(findings: Findings) -> Markup:
@@ -203,18 +222,9 @@ def _lines(findings: Findings) -> list[tuple[str, float]]:
 
 def _evidence(findings: Findings) -> tuple[Markup, set[str]]:
     """The section, and the videos in it: by rank, until the page is as large as it may be."""
-    parts: list[Markup] = []
-    shown: set[str] = set()
-    left = MAX_EVIDENCE_BYTES
-    for video in findings.videos:
-        if video["uri"] not in findings.evidence:
-            continue
-        part = evidence_of(video, findings.evidence[video["uri"]])
-        left -= len(part.encode())
-        if left < 0:
-            break
-        parts.append(part)
-        shown.add(video["uri"])
+    videos = [video for video in findings.videos if video["uri"] in findings.evidence]
+    parts = fitting((evidence_of(video, findings.evidence[video["uri"]]) for video in videos), MAX_EVIDENCE_BYTES)
+    shown = {video["uri"] for video in videos[: len(parts)]}
     if not parts:
         return section("evidence", "Evidence", el("p", "There is no video with evidence to show.")), shown
     buttons = [el("button", "Open all", type="button", id="open-all", class_="button"), " "]
@@ -235,7 +245,8 @@ def _failures(findings: Findings) -> Markup:
         el("p", "Reasons that differ only in numbers count as one. Repeat the scan with --retry-failed.")
     ]
     by_status: dict[str, list[Row]] = {}
-    for row in findings.causes:
+    fits = fitting((join([row["error"], row["example"]]) for row in findings.causes), MAX_CAUSES_BYTES)
+    for row in findings.causes[: len(fits)]:
         by_status.setdefault(row["status"], []).append(row)
     for status, rows in by_status.items():
         hidden = rows[0]["causes"] - len(rows)
@@ -256,6 +267,8 @@ def _failures(findings: Findings) -> Markup:
                 open=True,
             )
         )
+    if untold := {row["status"] for row in findings.causes} - by_status.keys():
+        parts.append(el("p", f"Not shown: {', '.join(sorted(untold)[:20])}. deepsweep query failures lists all."))
     return section("failures", "Failures by cause", parts)
 
 
@@ -278,9 +291,16 @@ def _runs(findings: Findings) -> Markup:
         ]
         for run in findings.runs
     ]
+    shown = len(fitting(map(join, reversed(rows)), MAX_RUNS_BYTES))
+    left = len(rows) - shown
     headings = ["run", "started, UTC", "finished, UTC", "", "model", "deepsweep", "videos", "video-hours"]
     headings += ["video-hours per hour", ""]
-    return section("runs", "Runs", table("Throughput of each run", headings, rows, kinds="......nnn."))
+    return section(
+        "runs",
+        "Runs",
+        table("Throughput of each run", headings, rows[left:], kinds="......nnn."),
+        el("p", f"{count_of(left, 'earlier run')} left out.", class_="quiet") if left else None,
+    )
 
 
 def _hours(hours: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from queries.report.data import Row
 from queries.report.elements import Child, Markup, el
 
@@ -33,6 +35,17 @@ def table(label: str, headings: list[str], rows: list[list[Child]], *, kinds: st
         role="region",
         aria_label=label,
     )
+
+
+def fitting(parts: Iterable[Markup], most: int) -> list[Markup]:
+    """The first of these that hold `most` bytes together at most; none is made that is not wanted."""
+    kept = []
+    for part in parts:
+        most -= len(part.encode())
+        if most < 0:
+            break
+        kept.append(part)
+    return kept
 
 
 def anchor(video: Row) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from queries.report.cards import Bin
 from queries.report.data import BINS, COLUMNS, Face
 from queries.report.elements import Markup, el
 
@@ -112,6 +113,27 @@ def histogram(counts: Sequence[int], lines: Sequence[tuple[str, float]]) -> Mark
     parts += _x_axis(x, height, [i / 10 for i in range(11)], "score: calibrated probability of manipulation")
     parts += _y_axis(y, [v for v in ticks(0, y.high, 4) if v == int(v)], "videos")
     return _svg(height + 40, f"Histogram of the scores of {sum(counts):,} videos", parts)
+
+
+def reliability(bins: Sequence[Bin]) -> Markup:
+    """Share of fakes among the labelled videos of each stretch of score, and the line where it equals the score.
+
+    How many videos that are stands above each bar: of a few, the share says little.
+    """
+    top, bottom = 24, 204
+    x, y = Axis(0, 1, LEFT, WIDTH - RIGHT), Axis(0, 1, bottom, top)
+    parts: list[Markup] = []
+    for one in bins:
+        left, right, height = x(one.low) + 1, x(one.high) - 1, min(y(one.fakes), bottom - 2)
+        told = f"{one.low:.2f} to {one.high:.2f}: {one.fakes:.0%} of {one.count:,} videos are fake"
+        bar = _rect(left, height, max(right - left, 1), bottom - height, "bar")
+        parts.append(el("g", el("title", told), bar))
+        parts.append(_text((left + right) / 2, top - 10, _short(one.count), "middle"))  # clear of the line
+    parts.append(_line(x(0), y(0), x(1), y(1), "threshold"))
+    parts += _x_axis(x, bottom, [i / 10 for i in range(11)], "score")
+    parts += _y_axis(y, [0, 0.5, 1], "share of fakes")
+    total = sum(one.count for one in bins)
+    return _svg(bottom + 40, f"Reliability: share of fakes by score, of {total:,} labelled videos", parts)
 
 
 def overview(columns: Sequence[tuple[int, float]], duration: float, threshold: float | None) -> Markup:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from queries.report.data import MAX_ROWS, Findings, Row
+from queries.report.data import Findings, Row
 from queries.report.elements import Child, Markup, el
-from queries.report.parts import VERDICTS, anchor, count_of, number, section, verdict_text
+from queries.report.parts import VERDICTS, anchor, count_of, fitting, number, section, verdict_text
 from queries.report.plots import clock
+
+MAX_ROWS_BYTES = 5_700_000  # room for MAX_ROWS of them, unless names are there to fill the page
 
 #: (heading, value in the row, digits; None for text, what the first press orders by)
 COLUMNS: tuple[tuple[str, str, int | None, str], ...] = (
@@ -28,6 +30,8 @@ def videos_section(findings: Findings, shown: set[str]) -> Markup:
     if not videos:
         return section("ranking", "Videos", el("p", "There are no videos to list."))
     prefix = _common_folder([video["uri"] for video in videos])
+    rows = fitting((_row(video, prefix, video["uri"] in shown) for video in videos), MAX_ROWS_BYTES)
+    videos = videos[: len(rows)]
     heads = [
         el(
             "th",
@@ -42,8 +46,9 @@ def videos_section(findings: Findings, shown: set[str]) -> Markup:
     ]
     order = "the highest score" if findings.totals["scored"] else "by name, those with faces"
     more = (
-        f"The first {MAX_ROWS:,} of {total:,} videos by rank: deepsweep query lists all."
-        if total > len(videos)
+        f"The first {len(rows):,} of {total:,} videos by rank, {total - len(rows):,} are left out:"
+        " deepsweep query lists all."
+        if total > len(rows)
         else f"{count_of(total, 'video')}, {order} first."
     )
     return section(
@@ -57,7 +62,7 @@ def videos_section(findings: Findings, shown: set[str]) -> Markup:
                 "table",
                 el("caption", more),
                 el("thead", el("tr", heads)),
-                el("tbody", [_row(video, prefix, video["uri"] in shown) for video in videos]),
+                el("tbody", rows),
                 id="videos",
                 class_="wide",
             ),

@@ -7,7 +7,9 @@ const details = [...document.querySelectorAll("details.evidence")];
 if (table) {
   const body = table.tBodies[0];
   const rows = [...body.rows];
-  const text = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+  // A name is shown without what all have in common, and pasted with it.
+  const whole = (row) => [row.textContent, ...[...row.cells].map((cell) => cell.dataset.value ?? "")].join(" ");
+  const text = new Map(rows.map((row) => [row, whole(row).toLowerCase()]));
   const search = document.getElementById("search");
   const verdict = document.getElementById("verdict");
   const status = document.getElementById("status");

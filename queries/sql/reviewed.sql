@@ -4,7 +4,8 @@
 -- param label = "*"  only this label: confirmed, false_alarm, unsure, or "" for clips without a review
 -- needs verdicts
 SELECT
-    c.uri, c.t_start, c.t_end, c.face_id, c.score, r.label, r.note, r.reviewer, r.reviewed_at, v.content_tag
+    c.uri, c.t_start, c.t_end, c.face_id, c.score, c.flagged, r.label, r.note, r.reviewer, r.reviewed_at,
+    v.content_tag
 FROM clips AS c
 JOIN videos AS v USING (uri)
 LEFT JOIN internal.latest_reviews AS r

@@ -12,9 +12,11 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -26,7 +28,9 @@ from queries.app.desk import Desk
 from queries.catalog import open_catalog
 from queries.command import query
 from queries.reviews import append_reviews
+from scanner.config import ScanConfig
 from scanner.errors import EXIT_OK, EXIT_USAGE, UserError
+from scanner.inspect import inspect_video
 from tests.browser import browser, page
 from tests.queries.conftest import ask
 from tests.queries.rows import clip, span, write_part, write_run
@@ -107,6 +111,7 @@ def test_the_evidence_on_a_clip(desk):
 
 def test_a_clip_is_played_as_browsers_can(desk):
     played = desk.play(desk.load().clips[0])
+    assert played is not None
     assert (played.path.parent, played.remark) == (desk.folder, "")
     with av.open(str(played.path)) as file:
         assert file.streams.video[0].codec_context.name == "h264"
@@ -114,10 +119,51 @@ def test_a_clip_is_played_as_browsers_can(desk):
 
 
 def test_a_video_that_is_gone_or_was_replaced_gets_a_sentence(desk):
-    _, gone, replaced = desk.load().clips
-    assert desk.play(gone).path is None
-    assert desk.play(gone).remark.startswith("The video can't be played: could not be read: No such file")
-    assert desk.play(replaced).remark.startswith("The video has changed since it was scanned")
+    lost, changed = map(desk.play, desk.load().clips[1:])
+    assert lost is not None and lost.path is None
+    assert lost.remark.startswith("The video can't be played: could not be read: No such file")
+    assert changed is not None and changed.remark.startswith("The video has changed since it was scanned")
+
+
+def test_a_clip_that_was_left_before_its_turn_is_not_cut(desk):
+    first, _, passed_over = desk.load().clips
+    cutting, on_screen, moved = Event(), Event(), Event()
+    on_screen.set()
+
+    def busy() -> bool:
+        cutting.set()
+        moved.wait(60)
+        return False
+
+    with ThreadPoolExecutor() as pool:
+        ahead = pool.submit(desk.play, first, busy)
+        assert cutting.wait(60)
+        behind = pool.submit(desk.play, passed_over, on_screen.is_set)
+        on_screen.clear()
+        moved.set()
+        assert (ahead.result(), behind.result()) == (None, None)
+    assert not list(desk.folder.iterdir())
+
+
+def test_a_key_meant_for_one_clip_is_no_review_of_another(desk, archive, tmp_path):
+    gr = pytest.importorskip("gradio", reason="Gradio is missing: `pip install deepsweep[app]` lets these tests run")
+    from queries.app.review_tab import Place, Screen, review_tab
+
+    with gr.Blocks() as demo:
+        review_tab(desk, tmp_path, demo)
+    button = next(block for block in demo.blocks.values() if block.elem_id == "mark-confirmed")
+    mark = next(one.fn for one in demo.fns.values() if (button._id, "click") in one.targets)
+    before = Place(desk.load(), 1)
+    write_part(archive, [flagged("/new.mp4", 0.99, "1-1")], "part-1")
+    after = Place(desk.load(), 2)
+    assert (before.clip.uri, after.clip.uri) == (str(TALK), "/new.mp4")
+    for token in (before.token, after.moved(1).token, Place(after.queue, 1).token, ""):
+        mark(Screen(), after, token, "meant for another")
+    with closing(open_catalog(str(archive))) as connection:
+        assert ask(connection, "FROM reviews") == []
+    mark(Screen(), after, after.token, "meant")
+    with closing(open_catalog(str(archive))) as connection:
+        assert [row["uri"] for row in ask(connection, "FROM reviews")] == ["/new.mp4"]
 
 
 def test_the_files_of_clips_do_not_pile_up(desk):
@@ -235,12 +281,21 @@ def upload(page: Page, path: Path) -> None:
 
 
 def test_an_uploaded_video_gets_a_verdict_with_pictures_and_plots(opened):
-    upload(opened, ARCHIVE / "formats" / "vp9.webm")
+    upload(opened, TALK)
     opened.wait_for_selector("#verdict .ds-card")
     text = opened.inner_text("#verdict")
-    assert re.search(r"(fake|uncertain|real) – score 0\.\d{3}", text), text
-    assert "vp9.webm" in text
+    assert "real_blinks.mp4" in text
     assert "a first opinion and no proof" in text
+    seen = inspect_video(str(TALK), ScanConfig())
+    video, moments = seen.video, seen.moments()
+    assert moments and video["blink_count"]
+    for told in (
+        f"{video['verdict']} – score {video['score']:.3f}",
+        f"{video['blink_count']} ({video['blink_rate']:.1f} per minute",
+        f"{video['micro_irregularity']:.2f} (ordinary: 0.5)",
+        *(f"face {moment['face_id']}, score {moment['score']:.3f}" for moment in moments),
+    ):
+        assert told in text, (told, text)
     opened.wait_for_selector("#gradcam img")
     assert all(opened.wait_for_selector(f"#{name} img") for name in ("score-plot", "ear-plot", "motion-plot"))
 
@@ -259,7 +314,7 @@ def test_a_review_by_keyboard_is_in_the_results(opened, site):
     opened.wait_for_function("document.querySelector('#clip video').readyState >= 2")
     opened.fill("#note textarea", HOSTILE)
     opened.keyboard.press("Tab")  # out of the note: letters are keys again
-    opened.keyboard.press("f")
+    opened.dispatch_event("#clip video", "keydown", {"key": "F"})  # with Caps Lock on, after a click at the video
     opened.wait_for_selector("#review-status :text('1 reviewed, 2 left')")
 
     # The next one: its video is gone and its name hostile, but the pictures are there.

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from queries.command import query
 from queries.run import query_names
+from scanner.cli import main
 from scanner.errors import EXIT_OK, EXIT_USAGE, UserError
 from tests.queries.rows import clip, span, write_part, write_run
 
@@ -231,6 +232,14 @@ def test_explain_is_readable(archive):
 )
 def test_statements_that_read(archive, sql):
     assert run(sql, results=archive).exit_code == EXIT_OK
+
+
+def test_without_a_question_the_queries_are_listed_line_by_line():
+    result = CliRunner().invoke(main, ["query"])
+    assert (result.exit_code, result.stdout) == (EXIT_USAGE, "")
+    *listed, last = result.stderr.splitlines()
+    assert {line.split()[0] for line in listed if line[:1].isalpha()} == set(NAMES)
+    assert last == "deepsweep: Say what to ask: a named query, as listed above, or SQL."
 
 
 # --- what is refused ------------------------------------------------------------------------------------

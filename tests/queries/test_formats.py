@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from queries.formats import FORMATS, write_answer
 from queries.run import Answer
 from queries.text import escape_controls
+from scanner.errors import UserError
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -45,6 +46,13 @@ def test_the_number_of_rows_is_returned(format_):
     for count in (0, 1, 5):
         out = io.BytesIO()
         assert write_answer(answer(n=pa.array(range(count), pa.int64())), format_, out) == count
+
+
+@pytest.mark.parametrize("format_", [name for name in FORMATS if name != "parquet"])
+@pytest.mark.parametrize("days", [106_000_000, 2**31 - 1])  # the year 290000, and infinity
+def test_a_date_that_python_does_not_know_is_one_sentence(format_, days):
+    with pytest.raises(UserError, match="outside the years 1 to 9999"):
+        written(format_, day=pa.array([1, days], pa.int32()).cast(pa.date32()))
 
 
 def test_csv_reads_back():

@@ -223,6 +223,23 @@ def test_a_thousand_videos_stay_under_30_mb(results):
     assert (html.count("<tr data-verdict="), html.count("<img ")) == (1000, 50 * 6 * 2)
 
 
+def test_long_hostile_names_and_errors_stay_under_30_mb(results):
+    write_run(results)
+    quotes = '"' * 1000
+    rows = [span(f"s3://a/{i:04}{quotes}.mp4", score=i / 3000) for i in range(3000)]
+    for status in ("missing", "crashed", "timeout"):
+        rows += [span(f"{status}{i}.mp4", status=status, error=chr(97 + i) + "'" * 10_000) for i in range(20)]
+    write_part(results, rows)
+    out = write(results)
+    assert out.stat().st_size < 10e6  # without evidence, to which the rest of the 30 MB belongs
+    html = out.read_text("utf-8")
+    shown = html.count("<tr data-verdict=")
+    assert 0 < shown < 3000
+    text = Parsed(out).text
+    assert f"The first {shown:,} of 3,060 videos by rank, {3060 - shown:,} are left out" in text
+    assert "And 12 rarer reasons." in text and "Not shown: missing, timeout." in text
+
+
 def test_pictures_that_are_too_large_or_none_are_left_out(results):
     write_run(results)
     pictures = [
@@ -279,6 +296,7 @@ def test_errors_name_the_fix(archive, tmp_path):
     assert "no results" in error("--results", tmp_path / "none", "--out", tmp_path / "x.html")
     (tmp_path / "file").write_text("x")
     assert "could not be written" in error("--results", archive, "--out", tmp_path / "file" / "x.html")
+    assert "could not be written: File name too long" in error("--results", archive, "--out", tmp_path / ("x" * 300))
 
 
 def test_an_old_report_stays_whole_when_results_cannot_be_read(results):
@@ -298,6 +316,32 @@ def test_help_is_light():
 
 
 # --- in the browser ---------------------------------------------------------------------------------------
+
+#: Labels of a plot that lie over one another.
+OVERLAPS = """() => [...document.querySelectorAll("svg.plot")].flatMap((svg) => {
+    const boxes = [...svg.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
+    return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([, q]) =>
+        Math.min(p.right, q.right) - Math.max(p.left, q.left) > 1 &&
+        Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 3
+    ).map(([b]) => `${a} / ${b}`));
+})"""
+#: Texts outside plots with a contrast below 4.5, which WCAG 2 asks for.
+FAINT = """() => {
+    const channels = (color) => color.match(/[\\d.]+/g).map(Number);
+    const light = (color) => channels(color).slice(0, 3).map((c) => c / 255)
+        .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const ground = (one) => {
+        const color = one && getComputedStyle(one).backgroundColor;
+        return !one ? "rgb(255, 255, 255)" : (channels(color)[3] ?? 1) ? color : ground(one.parentElement);
+    };
+    return [...document.body.querySelectorAll(":not(svg, svg *, script, style)")].filter((one) => {
+        const own = [...one.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.textContent.trim());
+        if (!own || !one.checkVisibility()) return false;
+        const [a, b] = [light(getComputedStyle(one).color), light(ground(one))];
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5;
+    }).map((one) => `${one.tagName}: ${one.textContent.slice(0, 40)}`);
+}"""
 
 
 def names(page: Page) -> list[str]:
@@ -354,6 +398,15 @@ def test_search_filter_and_order_by_keyboard(written, page):
     assert names(page)[-1].startswith("2025/")
 
 
+def test_a_pasted_address_finds_its_video(written, page):
+    page.goto(written.as_uri())
+    assert page.locator("#ranking b").inner_text() == "s3://a/"  # which the names in the table are shown without
+    page.get_by_label("Search").fill("S3://a/2024/real.mp4")
+    assert names(page) == ["2024/real.mp4"]
+    page.get_by_label("Search").fill("s3://a/")
+    assert len(names(page)) == 9
+
+
 def test_evidence_opens_from_the_table_by_keyboard(written, page):
     page.goto(written.as_uri())
     link = page.get_by_role("link", name="2024/maybe.mp4")
@@ -374,14 +427,35 @@ def test_plots_have_axes_units_and_no_overlapping_labels(written, page):
     everything = " ".join(page.locator("svg text").all_text_contents()) + text
     for name in ("time in the video, s", "EAR, ratio", "motion, eyes/s", "clip score", "videos", "score: calibrated"):
         assert name in everything, name
-    overlaps = page.evaluate("""() => [...document.querySelectorAll("svg.plot")].flatMap((svg) => {
-        const boxes = [...svg.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
-        return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([, q]) =>
-            Math.min(p.right, q.right) - Math.max(p.left, q.left) > 1 &&
-            Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 3
-        ).map(([b]) => `${a} / ${b}`));
-    })""")
-    assert overlaps == []
+    assert page.evaluate(OVERLAPS) == []
+
+
+@pytest.fixture(scope="module")
+def pages(written: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The page about everything, about nothing, and about videos that all failed."""
+    found = {"all kinds": written}
+    for name, rows in (("empty", []), ("failed", [span("a.mp4", status="crashed"), span("b.mp4", status="missing")])):
+        results = tmp_path_factory.mktemp(name) / "results"
+        write_run(results)
+        if rows:
+            write_part(results, rows)
+        found[name] = write(results)
+    return found
+
+
+@pytest.mark.parametrize("which", ["all kinds", "empty", "failed"])
+@pytest.mark.parametrize("look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"media": "print"}], ids=str)
+def test_it_can_be_read_by_day_by_night_and_on_paper(pages, page, which, look):
+    page.emulate_media(**look)
+    page.goto(pages[which].as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    assert page.evaluate(OVERLAPS) == []
+    assert page.evaluate(FAINT) == []
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    assert dark == (look.get("color_scheme") == "dark")
+    if look.get("media") == "print":
+        assert not page.locator("nav").is_visible() and not page.locator("#controls").is_visible()
+        assert page.pdf().startswith(b"%PDF-")
 
 
 def test_it_fits_a_narrow_window_and_prints_what_is_closed(written, page):

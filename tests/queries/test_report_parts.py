@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.registry import load_spec
+from models.registry import WEIGHTS, built_in, load_spec
 from queries.report.cards import ModelCard, figures_rows, find_card, model_digest
 from queries.report.elements import code, el, jpeg_uri
 from queries.report.plots import Axis, clock, path_of, thin, ticks
@@ -44,6 +44,7 @@ def test_a_card_is_shown_only_for_the_model_that_gave_the_scores(tiny_spec):
     assert isinstance(card, ModelCard)
     assert card.thresholds == {"fake": 0.8, "real": 0.25}
     assert card.figures == [("videos, auc", "0.912")]
+    assert card.headline == [("AUC", "0.912")]
     assert "another version" in str(find_card("mine", "0" * 64, [str(folder)]))
     assert "not on this machine" in str(find_card("../../mine", digest))
 
@@ -60,6 +61,76 @@ def test_thresholds_and_fusion_are_those_of_the_card(tiny_spec, results):
     write_part(results, [judged("a.mp4", 0.9, **of_model), judged("b.mp4", 0.1, **of_model)])
     text = Parsed(write(results)).text
     assert "real up to 0.250" in text and "fake from 0.800" in text and "blink +0.125" in text
+
+
+FIGURES = {
+    "videos": {"reals": 40, "fakes": 50}
+    | {name: {"value": 0.7123, "low": 0.6, "high": 0.8} for name in ("auc", "ece", "fpr", "tpr")},
+    "reliability": [
+        {"low": 0.1, "high": 0.2, "count": 30, "mean_score": 0.15, "fakes": 0.2},
+        {"low": 0.2, "high": 0.3, "count": 60, "mean_score": 0.25, "fakes": 0.3},
+    ],
+}
+
+
+def test_what_decides_trust_is_shown_openly(tiny_spec, results):
+    folder, _ = tiny_spec
+    content = json.loads((folder / "model.json").read_bytes())
+    content |= {"trained": True, "weights": {"file": "w.safetensors", "sha256": "0" * 64}, "seed": None}
+    (folder / "model.json").write_text(json.dumps(content))
+    (folder / "w.safetensors").write_bytes(b"weights")
+    (folder / "figures.json").write_text(json.dumps(FIGURES | {"model_digest": model_digest(folder, content)}))
+    write_run(results, settings={"model": str(folder)})
+    of_model = {"model": "mine", "model_digest": model_digest(folder, content), "threshold": 0.8}
+    write_part(results, [judged("a.mp4", 0.9, **of_model)])
+    html = write(results).read_text("utf-8")
+    openly = html[html.index('id="trust"') :].partition("<details")[0]
+    for words in ("AUC", "calibration error (ECE)", "false-positive rate of ‘fake’", "0.712 [0.600, 0.800]"):
+        assert words in openly, words
+    assert "on 40 real and 50 fake videos" in openly
+    assert "Reliability: share of fakes by score, of 90 labelled videos" in openly
+    assert "0.20 to 0.30: 30% of 60 videos are fake" in openly
+
+
+def test_figures_of_another_model_are_not_shown(tiny_spec):
+    folder, digest = tiny_spec
+    (folder / "figures.json").write_text(json.dumps(FIGURES | {"model_digest": "0" * 64}))
+    card = find_card("mine", digest, [str(folder)])
+    assert isinstance(card, ModelCard)
+    assert (card.figures, card.headline, card.measured_on, card.reliability) == ([], [], None, [])
+
+
+BIN = {"low": 0.1, "high": 0.2, "count": 3, "fakes": 0.5}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1, [2]],
+        {"videos": [1], "reliability": {"low": 1}},
+        {"videos": {"auc": {"value": [0.5] * 1000}, "reals": "many", "fakes": -1}},
+        {"videos": {"reals": 10**400, "fakes": 1, "auc": "0.99"}},
+        *({"reliability": [BIN, wrong]} for wrong in (None, 1, {}, BIN, BIN | {"low": "x"}, BIN | {"count": 1e400})),
+        *({"reliability": [BIN | wrong]} for wrong in ({"fakes": 2}, {"high": 9}, {"count": 0}, {"low": float("nan")})),
+        {"reliability": [BIN] * 100_000},
+    ],
+    ids=lambda content: str(content)[:60],
+)
+def test_figures_from_strangers_do_not_choke_the_page(tiny_spec, content):
+    folder, digest = tiny_spec
+    (folder / "figures.json").write_text(json.dumps(content))
+    card = find_card("mine", digest, [str(folder)])
+    assert isinstance(card, ModelCard)
+    assert (card.headline, card.measured_on, card.reliability) == ([], None, [])
+    assert all(len(name) <= 200 and len(value) <= 200 for name, value in card.figures)
+
+
+def test_built_in_models_that_bring_figures_have_them_shown():
+    for name in built_in():
+        card = find_card(name, load_spec(name).digest)
+        assert isinstance(card, ModelCard)
+        if (WEIGHTS / name / "figures.json").exists():
+            assert len(card.headline) == 3 and card.reliability and card.measured_on
 
 
 def test_figures_are_flattened_with_their_intervals():

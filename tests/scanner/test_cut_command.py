@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
@@ -12,8 +13,10 @@ import av
 import pytest
 from click.testing import CliRunner, Result
 
+from scanner.config import ScanConfig
 from scanner.cut_command import clips
 from scanner.errors import EXIT_NOTHING_TO_SCAN, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, UserError
+from scanner.scan import scratch_base
 from tests.queries.rows import clip, span, write_part, write_run
 from tests.s3 import BUCKET
 from tests.zoo import ARCHIVE, ZOO
@@ -186,6 +189,37 @@ def test_subtitles_mark_the_stretches_of_the_whole_video(two_videos, results, ou
     )
 
 
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ("clips", "flagged · face 0-1 · score 0.95"),
+        ("reviewed", "flagged · face 0-1 · score 0.95"),
+        ("SELECT uri, t_start, t_end, face_id FROM clips ORDER BY score DESC", "face 0-1"),
+    ],
+)
+def test_subtitles_call_flagged_only_what_the_query_says_is(question, says, two_videos, results, out):
+    run(question, "--results", results, "--out", out, "--subtitles", "--limit", 1)
+    (path,) = out.glob("*.srt")
+    assert path.read_text().splitlines()[2] == says
+
+
+# --- the user's own queries -------------------------------------------------------------------------------
+
+
+def test_a_query_of_the_users_own_says_what_to_cut(two_videos, results, out, tmp_path):
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    (folder / "loudest.sql").write_text(
+        "-- Where to look first.\n-- param limit = 1  how many\n"
+        "SELECT uri, t_start, t_end, score FROM clips ORDER BY score DESC LIMIT $limit"
+    )
+    result = run("loudest", "--queries", folder, "--results", results, "--out", out)
+    assert result.exit_code == EXIT_OK
+    assert "raise -p limit=1" in result.stdout
+    assert [sidecar["t_start"] for sidecar in sidecars(out)] == [5.0]
+    assert "no query named loudest" in error("loudest", "--results", results, "--out", out)
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------
 
 
@@ -262,6 +296,24 @@ def test_an_untrained_model_is_named_as_the_reason(archive, results, out):
 def test_a_reached_limit_is_told(two_videos, results, out):
     result = run("--results", results, "--out", out, "-p", "limit=1")
     assert "There may be more: raise -p limit=1." in result.stdout
+
+
+def test_a_login_without_a_name_cuts_too(two_videos, results, out, monkeypatch):
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    assert run("--results", results, "--out", out, "--limit", 1).exit_code == EXIT_OK
+    assert scratch_base(ScanConfig(sources=("a",), out="b")).name == f"deepsweep-scratch-{os.getuid()}"
+
+
+def test_a_date_that_python_does_not_know_is_one_sentence(two_videos, results, out):
+    sql = "SELECT uri, t_start, t_end, DATE '290000-01-01' AS day FROM clips"
+    assert "outside the years 1 to 9999" in error(sql, "--results", results, "--out", out)
+
+
+def test_an_empty_out_is_not_the_current_folder(two_videos, results):
+    assert "--out is empty" in error("--results", results, "--out", "")
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf"])

@@ -312,12 +312,32 @@ def test_moments_and_durations_become_json():
 
 def test_subtitles_mark_each_face_with_its_highest_score():
     rows = [(1, 2, "0-0", 0.7), (1.9, 3, "0-0", 0.912), (2.5, 3.5, "0-1", 0.6), (3725.04, 3726, "62-0", None)]
-    text = subtitles([stretch(a, b, face_id=face, score=score) for a, b, face, score in rows], 0.5)
+    text = subtitles([stretch(a, b, face_id=face, score=score, flagged=True) for a, b, face, score in rows], 0.5)
     assert text == (
         "1\n00:00:01,000 --> 00:00:03,000\nflagged · face 0-0 · score 0.91\n\n"
         "2\n00:00:02,500 --> 00:00:03,500\nflagged · face 0-1 · score 0.60\n\n"
         "3\n01:02:05,040 --> 01:02:06,000\nflagged · face 62-0\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([True, False], "flagged · face 0-0"),
+        ([False, True], "flagged · face 0-0"),
+        ([False, False], "not flagged · face 0-0"),
+        ([False, None], "face 0-0"),
+        ([], "face 0-0"),
+    ],
+)
+def test_subtitles_say_flagged_where_a_clip_is_and_nothing_where_it_is_not_told(flags, says):
+    rows = [{"flagged": flag} for flag in flags] or [{}, {}]
+    text = subtitles([stretch(i, i + 1, face_id="0-0", **row) for i, row in enumerate(rows)], 0.5)
+    assert text.splitlines()[1:] == ["00:00:00,000 --> 00:00:02,000", says]
+
+
+def test_a_cue_is_never_empty():
+    assert subtitles([stretch(0, 1)], 0.5).splitlines()[2] == "stretch"
 
 
 def test_subtitles_cannot_be_broken_out_of():

@@ -62,7 +62,7 @@ def test_the_same_again_replaces_what_was_there(tmp_path: Path):
     out = tmp_path / "out"
     stale = out / "gradcam" / "01_face-9-9_1.00s_heat.jpg"
     stale.parent.mkdir(parents=True)
-    for file in (stale, out / "score.png", out / "verdict.json"):
+    for file in (stale, out / "score.png", out / "overlay.mp4", out / "verdict.json"):
         file.write_text("{}")
     done = inspect(zoo_path("no_face.mp4"), "--out", out, "--quiet")
     assert (done.exit_code, done.output) == (EXIT_OK, "")

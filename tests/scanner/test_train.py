@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from models.golden import check_golden
-from models.registry import load_spec
+from models.registry import load_network, load_spec
 from models.scorer import ClipScorer
+from queries.report.cards import ModelCard, find_card
+from scanner import calibration
 from scanner.cli import main
 from tests.models.training.conftest import crop, write_prep
 
@@ -53,6 +56,40 @@ def test_the_figures_are_those_of_sources_that_were_held_out(trained):
     assert "fold0: auc" in result.stderr and "fold1: auc" in result.stderr
     rows = list(csv.reader((out / "curves.csv").open()))
     assert rows[0][:2] == ["stage", "step"]
+
+
+def test_the_models_folder_holds_the_figures_of_the_report(trained):
+    _, out, _ = trained
+    report = json.loads((out / "held-out" / "report.json").read_text())
+    figures = json.loads((out / "model" / "figures.json").read_text())
+    videos = figures["videos"]
+    for name in ("auc", "ap", "log_loss", "brier", "ece", "tpr", "fpr"):
+        assert videos[name] == report["videos"]["metrics"][name], name
+    assert (videos["reals"], videos["fakes"]) == (6, 6)
+    assert figures["reliability"] == report["reliability"]
+    above = {label: 6 - report["verdicts"][label].get("real", 0) for label in ("real", "fake")}
+    assert videos["fpr_above_real"]["value"] == pytest.approx(above["real"] / 6)
+    assert videos["tpr_above_real"]["value"] == pytest.approx(above["fake"] / 6)
+    assert 0 <= videos["fpr_above_real"]["low"] <= videos["fpr_above_real"]["high"] <= 1
+
+
+def test_the_figures_are_shown_with_the_model_and_do_not_change_its_digest(trained, tmp_path):
+    _, out, _ = trained
+    spec = load_spec(out / "model")
+    card = find_card("try", spec.digest, [str(out / "model")])
+    assert isinstance(card, ModelCard)
+    assert card.headline[0][0] == "AUC" and len(card.headline) == 3
+    assert card.measured_on == (6, 6) and sum(one.count for one in card.reliability) == 12
+    copy = shutil.copytree(out / "model", tmp_path / "copy")
+    (copy / "figures.json").unlink()
+    assert load_spec(copy).digest == spec.digest
+
+
+def test_figures_of_an_earlier_model_do_not_stay_where_there_are_none(trained, tmp_path):
+    folder = shutil.copytree(trained[1] / "model", tmp_path / "model")
+    spec = load_spec(folder)
+    calibration.finish(load_network(spec), [], spec, tmp_path, lambda _: None)
+    assert load_spec(folder).trained and not (folder / "figures.json").exists()
 
 
 def test_a_second_call_refuses_and_with_resume_finds_everything_done(trained):

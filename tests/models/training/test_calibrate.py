@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.training.calibrate import crossed, fit_fusion, score, telling_terms, thresholds
+from models.training.calibrate import crossed, fit_fusion, score, thresholds
 
 
 def _videos(seed: int, count: int = 4000):
@@ -38,20 +38,6 @@ def test_evidence_gets_the_weight_that_data_gives_it_and_never_a_negative_one():
 def test_terms_that_are_left_out_weigh_nothing():
     evidence, fake = _videos(2)
     assert fit_fusion(evidence, fake, ("useless",))["strong"] == 0
-
-
-def test_weak_evidence_is_used_where_it_helps_on_videos_that_the_fit_did_not_see():
-    evidence, fake = _videos(4, 400)
-    folds = np.arange(400) % 3
-    rng = np.random.default_rng(0)
-    evidence["weak"] = rng.normal(0, 1, 400) + 0.7 * fake
-    assert telling_terms(evidence, fake, folds, ("strong",), ("weak", "misleading")) == ("strong", "weak")
-    assert telling_terms(evidence, fake, folds, ("strong",), ("misleading",)) == ("strong",)
-
-
-def test_with_too_few_videos_to_tell_all_evidence_is_used():
-    evidence, fake = _videos(5, 40)
-    assert telling_terms(evidence, fake, np.zeros(40, int), ("strong",), ("useless",)) == ("strong", "useless")
 
 
 def test_a_crossed_score_does_not_know_the_labels_of_its_fold():
