@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--video-epochs",
     type=click.FloatRange(min=0.01),
-    default=6.0,
+    default=0.5,
     show_default=True,
     help="Passes over stills and videos together, with labelled fakes.",
 )
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-size", type=click.IntRange(2, 4096), default=32, show_default=True, help="Frames, half of them genuine."
 )
-@click.option("--clips", type=click.IntRange(2), default=600, show_default=True, help="Clips for the temporal head.")
+@click.option("--clips", type=click.IntRange(2), default=400, show_default=True, help="Clips for the temporal head.")
 @click.option(
     "--init",
     metavar="NAME|DIR|FILE",

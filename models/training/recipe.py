@@ -21,7 +21,7 @@ from models.training.folds import assign
 from models.training.sampling import Geometry, Sampler, whole_track
 from models.training.temporal import Eyes, embed, fit_clip_head
 
-LABELLED = 0.4  # of the pairs in the second stage hold a labelled fake; the others keep alive what stills taught
+LABELLED = 0.5  # of the pairs in the second stage hold a labelled fake; the others keep alive what stills taught
 LABELLED_STILLS = 0.06  # edited photographs are few and of one source
 VIDEO_SHARE = 0.5  # of the genuine faces in the second stage that come from videos
 REENCODED_CRF = 35  # a messenger's worst: what is genuine must not become a fake by it
@@ -35,12 +35,12 @@ class Recipe:
     """What decides the outcome of a training, apart from the data and the first weights."""
 
     epochs: float = 18.0  # passes over the genuine stills, pseudo-fakes only; 0: without that stage
-    video_epochs: float = 6.0  # passes over stills and videos together, with labelled fakes
+    video_epochs: float = 0.5  # passes over stills and videos together, with labelled fakes
     #: Sources held out in turn, for honest figures and calibration; the last network sees all of them. Below 2: one
     #: part is held out throughout, and chooses the checkpoint besides, which flatters its figures a little.
     folds: int = 3
     batch_size: int = 32  # frames, half of them genuine
-    clips: int = 600  # sequences that the clip head learns from
+    clips: int = 400  # sequences that the clip head learns from
     seed: int = 0
 
 

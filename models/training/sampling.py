@@ -21,7 +21,9 @@ CENTRE_JITTER = 0.05  # of the crop's side
 MARGIN_JITTER = 0.12
 TURN_JITTER = 6.0  # degrees
 LABELLED_VIDEO_ODDS = 0.85  # of a labelled fake from a video: edited photographs are a sideline
-SAME_GROUP_ODDS = 0.5  # of drawing the genuine clip from the recording that a labelled fake was made of
+#: Of drawing the genuine clip from the recording that a labelled fake was made of, or at least from its source: where
+#: both come from one place, that place tells nothing.
+TWIN_ODDS = 0.7
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ class Sampler:
         self.real = {kind: _Pool([track for track in real if track.kind == kind]) for kind in _KINDS}
         fake = [track for track in fits if track.fake]
         self.fake = {kind: _Pool([t for t in fake if t.kind == kind]) for kind in _KINDS}
-        self.by_group: dict[str, list[FaceTrack]] = {}
+        self.twins: dict[tuple[str, str], list[FaceTrack]] = {}  # genuine tracks of each group, and of each source
         for track in real:
-            self.by_group.setdefault(track.group, []).append(track)
+            self.twins.setdefault((track.kind, f"group {track.group}"), []).append(track)
+            self.twins.setdefault((track.kind, f"source {track.source}"), []).append(track)
         self.video = video if self.real["image"] and self.real["video"] else float(bool(self.real["video"]))
         if not real:
             raise ValueError("no genuine face to train on")
@@ -83,8 +86,9 @@ class Sampler:
         pools = self.fake["video"], self.fake["image"]
         first, second = pools if rng.random() < LABELLED_VIDEO_ODDS else pools[::-1]
         fake = (first or second).draw(rng)
-        twins = [track for track in self.by_group.get(fake.group, ()) if track.kind == fake.kind]
-        if twins and rng.random() < SAME_GROUP_ODDS:
+        near = (self.twins.get((fake.kind, name)) for name in (f"group {fake.group}", f"source {fake.source}"))
+        twins = next(filter(None, near), None)
+        if twins and rng.random() < TWIN_ODDS:
             real = twins[int(rng.integers(len(twins)))]
         else:
             real = (self.real[fake.kind] or self._pool(rng)).draw(rng)
