@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, metavar="RUN", help="Folder for the state, the curves and the model.")
 @click.option("--name", default="mine", show_default=True, help="Name of the model: what results will call it.")
 @click.option(
-    "--epochs", type=click.FloatRange(min=0), default=18.0, show_default=True, help="Passes over genuine stills."
+    "--epochs", type=click.FloatRange(min=0), default=8.0, show_default=True, help="Passes over genuine stills."
 )
 @click.option(
     "--video-epochs",
     type=click.FloatRange(min=0.01),
-    default=0.5,
+    default=2.0,
     show_default=True,
     help="Passes over stills and videos together, with labelled fakes.",
 )
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     help="Parts of the sources held out in turn, for figures and calibration; 0: one part, held out throughout.",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(2, 4096), default=32, show_default=True, help="Frames, half of them genuine."
+    "--batch-size", type=click.IntRange(2, 4096), default=16, show_default=True, help="Frames, half of them genuine."
 )
-@click.option("--clips", type=click.IntRange(2), default=400, show_default=True, help="Clips for the temporal head.")
+@click.option("--clips", type=click.IntRange(2), default=600, show_default=True, help="Clips for the temporal head.")
 @click.option(
     "--init",
     metavar="NAME|DIR|FILE",
@@ -63,7 +63,7 @@ def train(prep: tuple[str, ...], out: str, name: str, init: str | None, backbone
     model and are its honest figures. The last model is trained on everything, and lies in RUN/model.
 
     \b
-    On two cores with AMX (about an hour for 4,000 stills and 270 clips; without AMX twice that):
+    On two cores (about an hour and a half for 4,000 stills and 270 clips):
       deepsweep prepare /data/faces /data/videos --out prep
       deepsweep train prep --out run --init mobilenet_v2_imagenet.safetensors
     It was interrupted:

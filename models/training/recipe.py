@@ -34,13 +34,13 @@ MAIN, STILLS = "all", "stills"
 class Recipe:
     """What decides the outcome of a training, apart from the data and the first weights."""
 
-    epochs: float = 18.0  # passes over the genuine stills, pseudo-fakes only; 0: without that stage
-    video_epochs: float = 0.5  # passes over stills and videos together, with labelled fakes
+    epochs: float = 8.0  # passes over the genuine stills, pseudo-fakes only; 0: without that stage
+    video_epochs: float = 2.0  # passes over stills and videos together, with labelled fakes
     #: Sources held out in turn, for honest figures and calibration; the last network sees all of them. Below 2: one
     #: part is held out throughout, and chooses the checkpoint besides, which flatters its figures a little.
     folds: int = 3
-    batch_size: int = 32  # frames, half of them genuine
-    clips: int = 400  # sequences that the clip head learns from
+    batch_size: int = 16  # frames, half of them genuine
+    clips: int = 600  # sequences that the clip head learns from
     seed: int = 0
 
 

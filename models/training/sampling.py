@@ -13,7 +13,7 @@ from models.training.degrade import degrade
 from models.training.fakes import Face, Fake, animate, lip_sync, re_render, self_blend, swap
 
 #: Kinds of pseudo-fakes and how often each is made; "labelled" pairs come from real deepfakes.
-PSEUDO_ODDS = {"self_blend": 0.54, "swap": 0.16, "lip_sync": 0.12, "animate": 0.09, "re_render": 0.09}
+PSEUDO_ODDS = {"self_blend": 0.62, "swap": 0.12, "lip_sync": 0.1, "animate": 0.08, "re_render": 0.08}
 #: Sides in px at which a crop is manipulated and degraded before it is resized for the network: faces in archives
 #: are small and large, and a blending edge looks different at each size.
 WORK_SIDES = (128, 288)
@@ -21,9 +21,7 @@ CENTRE_JITTER = 0.05  # of the crop's side
 MARGIN_JITTER = 0.12
 TURN_JITTER = 6.0  # degrees
 LABELLED_VIDEO_ODDS = 0.85  # of a labelled fake from a video: edited photographs are a sideline
-#: Of drawing the genuine clip from the recording that a labelled fake was made of, or at least from its source: where
-#: both come from one place, that place tells nothing.
-TWIN_ODDS = 0.7
+SAME_GROUP_ODDS = 0.5  # of drawing the genuine clip from the recording that a labelled fake was made of
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,9 @@ class Sampler:
         self.real = {kind: _Pool([track for track in real if track.kind == kind]) for kind in _KINDS}
         fake = [track for track in fits if track.fake]
         self.fake = {kind: _Pool([t for t in fake if t.kind == kind]) for kind in _KINDS}
-        self.twins: dict[tuple[str, str], list[FaceTrack]] = {}  # genuine tracks of each group, and of each source
+        self.by_group: dict[str, list[FaceTrack]] = {}
         for track in real:
-            self.twins.setdefault((track.kind, f"group {track.group}"), []).append(track)
-            self.twins.setdefault((track.kind, f"source {track.source}"), []).append(track)
+            self.by_group.setdefault(track.group, []).append(track)
         self.video = video if self.real["image"] and self.real["video"] else float(bool(self.real["video"]))
         if not real:
             raise ValueError("no genuine face to train on")
@@ -86,9 +83,8 @@ class Sampler:
         pools = self.fake["video"], self.fake["image"]
         first, second = pools if rng.random() < LABELLED_VIDEO_ODDS else pools[::-1]
         fake = (first or second).draw(rng)
-        near = (self.twins.get((fake.kind, name)) for name in (f"group {fake.group}", f"source {fake.source}"))
-        twins = next(filter(None, near), None)
-        if twins and rng.random() < TWIN_ODDS:
+        twins = [track for track in self.by_group.get(fake.group, ()) if track.kind == fake.kind]
+        if twins and rng.random() < SAME_GROUP_ODDS:
             real = twins[int(rng.integers(len(twins)))]
         else:
             real = (self.real[fake.kind] or self._pool(rng)).draw(rng)
