@@ -7,7 +7,7 @@ RESULTS ?= demo-results
 HEADLESS = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	--force-reinstall --no-deps opencv-python-headless
 
-.PHONY: demo test lint bench chaos bench-scale bench-gpu archive docs clean
+.PHONY: demo test lint bench bench-queries chaos bench-scale bench-gpu archive docs clean
 
 demo: $(VENV)/.installed  ## scan the sample archive and show what was found
 	$(BIN)/deepsweep scan tests/archive --out $(RESULTS) --rescan || [ $$? -eq 3 ]
@@ -26,6 +26,9 @@ chaos: $(VENV)/.installed-dev  ## 20 scans with lost nodes, killed workers and d
 
 bench: $(VENV)/.installed-dev  ## video-seconds per second: the scan, its stages, ffmpeg, the plain script
 	$(BIN)/python -m tests.bench
+
+bench-queries: $(VENV)/.installed-dev  ## seconds that `flagged` and `summary` take over ten million frames
+	$(BIN)/python -m tests.bench_queries
 
 bench-scale: $(VENV)/.installed-dev  ## a million keys and 100,000 spans; 1, 2, 4 and 8 nodes: 25 minutes
 	$(BIN)/python -m tests.bench_scale
