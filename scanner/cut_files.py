@@ -22,7 +22,7 @@ from scanner.guard import Guard, GuardFailure
 from scanner.names import login_name
 from scanner.results import Status
 from scanner.scratch import FetchError, Scratch, sweep
-from scanner.storage import READ, S3_ERRORS, WRITE, get_bytes, put_bytes, s3_client, s3_problem
+from scanner.storage import READ, S3_ERRORS, WRITE, get_bytes, head_object, put_bytes, s3_client, s3_problem
 from scanner.stretches import Stretch, clip_name, json_safe
 from scanner.uris import foreign_scheme, is_s3, join, local_path, redacted, split_s3
 
@@ -180,8 +180,7 @@ def content(uri: str) -> tuple[str, int]:
         raise FetchError(Status.MISSING, f"can't be read from {scheme}://")
     try:
         if is_s3(uri):
-            bucket, key = split_s3(uri)
-            head = s3_client().head_object(Bucket=bucket, Key=key)
+            head = head_object(uri)
             return head["ETag"].strip('"'), head["ContentLength"]
         info = local_path(uri).stat()
         return f"{info.st_size}-{info.st_mtime_ns}", info.st_size

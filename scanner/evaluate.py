@@ -18,7 +18,14 @@ from urllib.parse import quote_from_bytes
 import click
 
 from scanner.config import ScanConfig
-from scanner.errors import EXIT_INTERRUPTED, EXIT_NOTHING_TO_SCAN, EXIT_OK, EXIT_SOME_FAILED, UserError
+from scanner.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_NOTHING_TO_SCAN,
+    EXIT_OK,
+    EXIT_PREFLIGHT,
+    EXIT_SOME_FAILED,
+    UserError,
+)
 from scanner.labels import LAYOUTS, Labelled, find_labelled
 
 if TYPE_CHECKING:
@@ -147,7 +154,7 @@ class _Scans:
             # The scan's own table is about flagged clips; its progress goes to stderr and stays.
             with contextlib.redirect_stdout(io.StringIO()):
                 code = scan(replace(self.config, sources=(str(manifest),), out=str(self.folder / name)))
-            if code == EXIT_INTERRUPTED:
+            if code in (EXIT_INTERRUPTED, EXIT_PREFLIGHT):  # not all of them were scanned, and it has said why
                 sys.exit(code)
         return _read(self.folder / name) if (self.folder / name).is_dir() else {}
 
