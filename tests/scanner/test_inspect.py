@@ -196,8 +196,9 @@ def test_a_model_that_is_not_there_is_refused_before_anything_is_read():
 
 def test_a_scratch_disk_that_can_t_be_written_to_is_told(s3: Any):
     s3.upload_file(str(zoo_path("short.mp4")), BUCKET, "short.mp4")
-    found = inspect_video(f"s3://{BUCKET}/short.mp4", ScanConfig(scratch="/dev/null/scratch"))
-    assert found.status is Status.MISSING and "/dev/null/scratch" in found.video["error"]
+    with pytest.raises(UserError, match=r"/dev/null/scratch.* can't take videos") as refusal:
+        inspect_video(f"s3://{BUCKET}/short.mp4", ScanConfig(scratch="/dev/null/scratch"))
+    assert refusal.value.exit_code == EXIT_PREFLIGHT  # that says nothing of the video, which is not `missing`
 
 
 def test_no_room_for_its_own_files_ends_it_in_a_sentence(monkeypatch: pytest.MonkeyPatch):
