@@ -129,8 +129,9 @@ def test_built_in_models_that_bring_figures_have_them_shown():
     for name in built_in():
         card = find_card(name, load_spec(name).digest)
         assert isinstance(card, ModelCard)
-        if (WEIGHTS / name / "figures.json").exists():
-            assert len(card.headline) == 3 and card.reliability and card.measured_on
+        if (brought := WEIGHTS / name / "figures.json").exists():
+            assert len(card.headline) == 3 and card.measured_on
+            assert bool(card.reliability) == ("reliability" in json.loads(brought.read_text()))
 
 
 def test_figures_are_flattened_with_their_intervals():
