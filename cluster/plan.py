@@ -25,6 +25,11 @@ SPANS_PER_GPU_BATCH = 4
 SPANS_PER_PART = 16
 #: A batch waits for spans to come. With so many analysers for each of them it waits for a quarter of what one takes.
 ANALYZERS_PER_BATCHED_SPAN = 4
+#: Tasks that an actor has got, the one in work among them. The driver hands out new ones about ten times a second, and
+#: learns two rounds later that one has ended: enough for analysis, which takes seconds, but a GPU, or a sink on a fast
+#: disk, would wait for work most of the time.
+TASKS_IN_FLIGHT = 2
+QUICK_TASKS_IN_FLIGHT = 4
 MIN_CPUS = 1.5
 STAGES = {"split": "fetch videos", "analyze": "analyse videos", "score": "score clips", "sink": "write results"}
 SHOWN_NODES = 4  # in a message
@@ -167,7 +172,8 @@ def _plan(now: dict[str, int], most: dict[str, int], shares: dict[str, Share], s
     use_gpu = shares["score"].gpus > 0
     batch = max(1, now["analyze"] // ANALYZERS_PER_BATCHED_SPAN)
     scored = min(batch, SPANS_PER_GPU_BATCH) if use_gpu else 1
-    pools = {stage: _pool(now[stage], most[stage], share) for stage, share in shares.items()}
+    quick = {"score", "sink"} if use_gpu else {"sink"}
+    pools = {stage: _pool(now[stage], most[stage], share, stage in quick) for stage, share in shares.items()}
     return Plan(
         analyzers=now["analyze"],
         scorers=now["score"],
@@ -182,9 +188,9 @@ def _plan(now: dict[str, int], most: dict[str, int], shares: dict[str, Share], s
     )
 
 
-def _pool(size: int, most: int, share: Share) -> dict[str, Any]:
+def _pool(size: int, most: int, share: Share, quick: bool) -> dict[str, Any]:
     from ray.data import ActorPoolStrategy  # `doctor` must be able to say that it can't be imported
 
-    # Two tasks in flight: the next span's bytes are there when the last one is done.
-    pool = ActorPoolStrategy(min_size=size, max_size=max(size, most), max_tasks_in_flight_per_actor=2)
+    in_flight = QUICK_TASKS_IN_FLIGHT if quick else TASKS_IN_FLIGHT
+    pool = ActorPoolStrategy(min_size=size, max_size=max(size, most), max_tasks_in_flight_per_actor=in_flight)
     return {"compute": pool, "num_cpus": share.cpus} | ({"memory": int(share.memory)} if share.memory else {})

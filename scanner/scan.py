@@ -55,6 +55,9 @@ REPORTED_PACKAGES = (
     "pyarrow",
 )
 RUN_AHEAD = 3.0  # finished blocks a stage may hold, in those that the next one works on
+#: Spans that wait with a splitter for the driver, which comes by ten times a second: with Ray's 2 one splitter passes
+#: on no more than 16 spans a second, too few for a node with many cores and an archive of short clips.
+SPANS_TO_COLLECT = 8
 
 
 def scan(config: ScanConfig) -> int:
@@ -279,6 +282,7 @@ def set_up_ray_data() -> None:
     context.target_min_block_size = 1
     # Each stage runs ahead of the next by a few tasks only: a fetched video waits on disk, crops in memory.
     context.downstream_capacity_backpressure_ratio = RUN_AHEAD
+    context._max_num_blocks_in_streaming_gen_buffer = SPANS_TO_COLLECT
     context.raise_original_map_exception = True  # by default it is "UDF failed to process a data block"
     context.execution_no_progress_timeout_s = -1  # half an hour is not long for two attempts at a span: see watchdog
 

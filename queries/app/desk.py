@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from queries.app.files import forget_oldest
 from queries.catalog import open_catalog
 from queries.report.data import MAX_PICTURE_BYTES, PICTURES
 from queries.reviews import Label, Review, append_reviews
@@ -42,7 +43,10 @@ _PICTURES = f"""
     ORDER BY NOT (t BETWEEN $t_start AND $t_end), score DESC NULLS LAST, t
     LIMIT {PICTURES}
 """
-_SAID = "SELECT uri, content_tag, face_id, t_start, t_end FROM reviews WHERE reviewer = $reviewer"
+_SAID = """
+    SELECT uri, content_tag, face_id, t_start, t_end, label, note FROM reviews WHERE reviewer = $reviewer
+    ORDER BY reviewed_at
+"""
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,15 @@ class Clip:
 
 @dataclass(frozen=True)
 class Queue:
-    """What waits for one reviewer, by score. reviewed: how many others that reviewer has done before."""
+    """The clips that one reviewer goes through, by score.
+
+    said: what that reviewer has said of them before, by position: (label, note).
+    reviewed: how many others that reviewer has done before.
+    """
 
     clips: tuple[Clip, ...]
     reviewed: int
+    said: dict[int, tuple[Label, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,17 +121,24 @@ class Desk:
         self._cutter.__exit__()
         self._connection.close()
 
-    def load(self) -> Queue:
-        """What waits now: RESULTS are opened anew. Raises UserError where they can't be read."""
+    def load(self, reviewed_too: bool = False) -> Queue:
+        """What waits now: RESULTS are opened anew. Raises UserError where they can't be read.
+
+        reviewed_too: with the clips that this reviewer has done before, to look at again or to answer otherwise.
+        """
         connection = open_catalog(self.results)
         with self._lock:
             self._connection.close()
             self._connection = connection
             answer = run_query(connection, "reviewed", {"limit": str(MOST_CLIPS)})
             rows = [row for batch in answer.batches for row in batch.to_pylist()]
-            said = set(connection.execute(_SAID, {"reviewer": self.reviewer}).fetchall())
+            answers = connection.execute(_SAID, {"reviewer": self.reviewer}).fetchall()
         clips = [Clip(**row) for row in rows]
         self._tags.update({clip.uri: clip.content_tag for clip in clips if clip.content_tag})
+        said: dict[Any, tuple[Label, str]] = {tuple(key): (label, note) for *key, label, note in answers}  # the latest
+        if reviewed_too:
+            mine = {i: said[clip.key] for i, clip in enumerate(clips) if clip.key in said}
+            return Queue(tuple(clips), 0, mine)
         waiting = tuple(clip for clip in clips if clip.key not in said)
         return Queue(waiting, len(clips) - len(waiting))
 
@@ -157,7 +173,7 @@ class Desk:
         with self._cutting:
             if not wanted():
                 return None
-            self._forget()
+            forget_oldest(self.folder, 2 * KEPT_FILES)  # with the sidecar beside each
             (outcome,) = self._cutter.cut_video([stretch])
         if outcome.sidecar is None:
             reason = (outcome.error or "").removeprefix(f"{redacted(clip.uri)} ")
@@ -171,12 +187,6 @@ class Desk:
         now = datetime.now(timezone.utc)
         said = Review(*clip.key, label=label, note=note.strip(), reviewer=self.reviewer, reviewed_at=now)
         append_reviews(self.results, [said])
-
-    def _forget(self) -> None:
-        """Remove the clips that were looked at longest ago, and the sidecars beside them."""
-        files = sorted(self.folder.iterdir(), key=lambda file: file.stat().st_mtime)
-        for file in files[: -2 * KEPT_FILES]:
-            file.unlink(missing_ok=True)
 
     def _rows(self, sql: str, params: Row) -> list[Row]:
         with self._lock:

@@ -9,12 +9,14 @@ from typing import Any
 
 import gradio as gr
 
+from queries.app.files import forget_oldest
 from queries.report.elements import Child, Markup, el
 from queries.report.parts import VERDICTS
 from queries.report.plots import clock
 
 Row = dict[str, Any]
 
+KEPT_PICTURES = 1000  # about 10 MB: those of the last hundred videos or clips
 _JPEG = b"\xff\xd8\xff"
 
 
@@ -42,13 +44,14 @@ def pictures(rows: Sequence[Row], folder: Path, face: str | None = None) -> list
     rows: of the view `thumbnails`. folder: for the files. face: the face of rows that do not name it.
     What is not a JPEG is left out.
     """
+    forget_oldest(folder, KEPT_PICTURES)
     found = []
     for row in rows:
         caption = f"{row.get('face_id') or face} at {clock(row['t'], 2)}"
         for image, words in ((row["image"], caption), (row["heatmap"], "heatmap")):
             if image is not None and image.startswith(_JPEG):
                 file = folder / f"{hashlib.sha256(image).hexdigest()[:32]}.jpg"
-                file.write_bytes(image)
+                file.write_bytes(image)  # also where it is there: it is one of the latest again
                 found.append((str(file), words))
     return found
 

@@ -26,15 +26,22 @@ _KEYS: dict[Label, str] = {"confirmed": "c", "false_alarm": "f", "unsure": "u"} 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a reviewer is. said: what was said in this session, by position: (label, note).
+    """Where a reviewer is. said: what the reviewer has said of the queue's clips, by position: (label, note).
 
-    loads: how often the queue was loaded, this one included.
+    loads: how often the queue was loaded, this one included. drafts: notes without an answer yet, by position.
     """
 
     queue: Queue
     loads: int = 0
     at: int = 0
     said: dict[int, tuple[Label, str]] = field(default_factory=dict)
+    drafts: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def first(cls, queue: Queue, loads: int) -> Place:
+        """At the queue's first clip that the reviewer has said nothing of, or at its first one."""
+        waiting = (i for i in range(len(queue.clips)) if i not in queue.said)
+        return cls(queue, loads, next(waiting, 0), queue.said)
 
     @property
     def clip(self) -> Clip | None:
@@ -50,15 +57,26 @@ class Place:
     def left(self) -> int:
         return len(self.queue.clips) - len(self.said)
 
+    @property
+    def text(self) -> str:
+        """The note on the clip that is shown, as far as it was written."""
+        return self.drafts.get(self.at, self.said.get(self.at, ("", ""))[1])
+
+    def drafted(self, text: str) -> Place:
+        """With a note on the clip that is shown, to go on with later."""
+        return self if text == self.text else replace(self, drafts=self.drafts | {self.at: text})
+
     def moved(self, by: int) -> Place:
         """One clip on or back; one behind the last is the end."""
         return replace(self, at=min(max(0, self.at + by), len(self.queue.clips)))
 
     def marked(self, label: Label, text: str) -> Place:
-        """With a review of the clip that is shown, and on to the next one that has none."""
+        """With a review of the clip that is shown, and on to the next without one; from one that had one, just on."""
         said = self.said | {self.at: (label, text)}
-        waiting = [i for i in range(len(self.queue.clips)) if i not in said]
-        return replace(self, said=said, at=next((i for i in waiting if i > self.at), len(self.queue.clips)))
+        drafts = {i: draft for i, draft in self.drafts.items() if i != self.at}
+        waiting = (i for i in range(self.at + 1, len(self.queue.clips)) if i not in said)
+        at = self.at + 1 if self.at in self.said else next(waiting, len(self.queue.clips))
+        return replace(self, said=said, drafts=drafts, at=at)
 
 
 @dataclass
@@ -106,6 +124,9 @@ def review_tab(desk: Desk, folder: Path, demo: gr.Blocks) -> None:
                 back = gr.Button("Previous (p)", elem_id="previous")
                 on = gr.Button("Next (n)", elem_id="next")
             again = gr.Button("Look for new clips", size="sm", elem_id="reload")
+            too = gr.Checkbox(
+                label="Go through what I have reviewed, too", value=False, container=False, elem_id="reviewed-too"
+            )
     outputs = [place, seen, status, video, remark, title, pictured, facts, text, *marks.values(), back, on]
 
     def show(here: Place) -> list[Any]:
@@ -128,7 +149,7 @@ def review_tab(desk: Desk, folder: Path, demo: gr.Blocks) -> None:
             gallery_title(bool(images)),
             gallery_of(images),
             about,
-            gr.Textbox(here.said.get(here.at, ("", ""))[1], interactive=can),
+            gr.Textbox(here.text, interactive=can),
             *(gr.Button(interactive=can) for _ in marks),
             gr.Button(interactive=here.at > 0),
             gr.Button(interactive=can),
@@ -145,11 +166,15 @@ def review_tab(desk: Desk, folder: Path, demo: gr.Blocks) -> None:
             values[outputs.index(status)] = progress_line(before) + note(str(error), "problem")
         return values
 
-    def load(on_screen: Screen, here: Place) -> list[Any]:
-        return answer(on_screen, lambda: Place(desk.load(), here.loads + 1), here)
+    def load(on_screen: Screen, here: Place, reviewed_too: bool) -> list[Any]:
+        return answer(on_screen, lambda: Place.first(desk.load(reviewed_too), here.loads + 1), here)
 
     def move(by: int) -> Handler:
-        return lambda on_screen, here: answer(on_screen, lambda: here.moved(by), here)
+        def act(on_screen: Screen, here: Place, token: str, said: str) -> list[Any]:
+            left = here.drafted(said) if here.clip is not None and token == here.token else here
+            return answer(on_screen, lambda: left.moved(by), here)
+
+        return act
 
     def mark(label: Label) -> Handler:
         def act(on_screen: Screen, here: Place, token: str, said: str) -> list[Any]:
@@ -173,15 +198,16 @@ def review_tab(desk: Desk, folder: Path, demo: gr.Blocks) -> None:
         sentence = note(played.remark, "note" if played.path else "problem") if played.remark else ""
         return gr.Video(None if played.path is None else str(played.path), visible=played.path is not None), sentence
 
-    def when(event: Callable[..., Any], act: Handler, *inputs: gr.Textbox) -> None:
+    def when(event: Callable[..., Any], act: Handler, *inputs: gr.Textbox | gr.Checkbox) -> None:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         done = event(act, [screen, place, *inputs], outputs, concurrency_limit=None, **quiet)
         done.then(play, screen, [video, remark], trigger_mode="multiple", concurrency_limit=None, **quiet)
 
-    when(demo.load, load)
-    when(again.click, load)
-    when(back.click, move(-1))
-    when(on.click, move(1))
+    when(demo.load, load, too)
+    when(again.click, load, too)
+    when(too.input, load, too)
+    when(back.click, move(-1), seen, text)
+    when(on.click, move(1), seen, text)
     for label, button in marks.items():
         when(button.click, mark(label), seen, text)
 

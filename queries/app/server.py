@@ -48,9 +48,9 @@ def serve(
         # SIGTERM ends it as Ctrl-C does, from here on: what is temporary is removed.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepsweep-app-")))
-        _settle(folder / "gradio")
-        (folder / "shown").mkdir()
-        (folder / "clips").mkdir()
+        for name in ("shown", "clips"):
+            (folder / name).mkdir()
+        _settle(folder / "gradio", [folder / "shown", folder / "clips"])
         desk = stack.enter_context(Desk(results, reviewer, folder / "clips")) if results else None
         listening = stack.enter_context(_bound(host, port))
         server = _server(settings, desk, folder, host)
@@ -65,15 +65,18 @@ def serve(
             server.run(sockets=[listening])
 
 
-def _settle(folder: Path) -> None:
-    """Load Gradio, which reads these as it is loaded: it keeps its files here, and tells nobody that it runs."""
+def _settle(folder: Path, shown: list[Path]) -> None:
+    """Load Gradio, which reads these as it is loaded: it keeps its files here, and tells nobody that it runs.
+
+    shown: folders whose files it serves as they are; of any other file it would keep a copy for a day.
+    """
     os.environ |= {
         "GRADIO_TEMP_DIR": str(folder),
         "GRADIO_ANALYTICS_ENABLED": "False",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    importlib.import_module("gradio")
+    importlib.import_module("gradio").set_static_paths(shown)
 
 
 def _server(settings: ScanConfig, desk: Desk | None, folder: Path, host: str) -> Any:
@@ -99,7 +102,6 @@ def _server(settings: ScanConfig, desk: Desk | None, folder: Path, host: str) ->
         _page(settings, desk, folder, _is_loopback(host), lambda: server.should_exit),
         path="/",
         server_name=host,
-        allowed_paths=[str(folder / "shown"), str(folder / "clips")],
         footer_links=[],
         run_history=False,
         show_error=False,
@@ -178,7 +180,8 @@ def _bound(host: str, port: int | None) -> socket.socket:
 class _Guarded:
     """An ASGI application in front of another: sends the policy along, and refuses questions under a foreign name.
 
-    A page of the internet whose name was pointed at this machine asks under that name, and is turned away.
+    A page of the internet whose name was pointed at this machine asks under that name, and is turned away; so is one
+    that sends a form or a file here from its own address.
     """
 
     def __init__(self, inner: Any, names: set[str] | None) -> None:
@@ -188,8 +191,7 @@ class _Guarded:
         if scope["type"] not in ("http", "websocket"):
             await self.inner(scope, receive, send)
             return
-        asked = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
-        if self.names is not None and asked.rpartition(":")[0].lower() not in self.names and asked not in self.names:
+        if not self._is_own(scope["headers"]):
             if scope["type"] == "http":
                 await send({"type": "http.response.start", "status": 421, "headers": []})
                 await send({"type": "http.response.body", "body": b"This page answers under its own address only."})
@@ -206,3 +208,12 @@ class _Guarded:
             await send(message)
 
         await self.inner(scope, receive, guarded)
+
+    def _is_own(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        """Whether a question was asked under one of the names, and by none but a page under one of them."""
+        if self.names is None:
+            return True
+        given = {name: value.decode("latin-1").lower() for name, value in headers}
+        asked, page = given.get(b"host", ""), given.get(b"origin")
+        under = [asked] if page is None else [asked, page.partition("://")[2]]
+        return all(name in self.names or name.rpartition(":")[0] in self.names for name in under)

@@ -102,6 +102,35 @@ def test_what_waits_is_what_this_reviewer_has_not_done_by_score(desk, archive):
     assert mine == {"uri": str(TALK), "content_tag": tag(TALK), "label": "confirmed", "note": "a note"}
 
 
+def test_what_was_said_earlier_can_be_looked_at_and_answered_otherwise(desk):
+    pytest.importorskip("gradio", reason="Gradio is missing: `pip install deepsweep[app]` lets these tests run")
+    from queries.app.review_tab import Place
+
+    first, second, _ = desk.load().clips
+    desk.record(first, "unsure", "")
+    desk.record(first, "confirmed", "seen twice")
+    queue = desk.load(reviewed_too=True)
+    assert (len(queue.clips), queue.reviewed, queue.said) == (3, 0, {0: ("confirmed", "seen twice")})
+    here = Place.first(queue, 1)
+    assert (here.clip, here.left) == (second, 2)
+    again = here.moved(-1)
+    assert again.text == "seen twice"
+    after = again.marked("false_alarm", "a filter")
+    assert (after.at, after.said[0], after.left) == (1, ("false_alarm", "a filter"), 2)
+
+
+def test_a_note_is_kept_while_the_reviewer_looks_at_other_clips(desk):
+    pytest.importorskip("gradio", reason="Gradio is missing: `pip install deepsweep[app]` lets these tests run")
+    from queries.app.review_tab import Place
+
+    here = Place.first(desk.load(), 1).drafted("half a sentence").moved(1)
+    assert here.text == ""
+    back = here.moved(-1)
+    assert back.text == "half a sentence"
+    assert back.drafted("") == back.drafted("").moved(0) and back.drafted("").text == ""
+    assert back.marked("unsure", "a sentence").moved(-1).text == "a sentence"
+
+
 def test_the_evidence_on_a_clip(desk):
     evidence = desk.evidence(desk.load().clips[0])
     assert evidence.facts["verdict"] == "fake"
@@ -308,6 +337,16 @@ def test_a_text_file_named_mp4_gets_a_sentence(opened):
     assert "Traceback" not in text
 
 
+def test_a_video_of_the_results_is_picked_and_its_progress_told(opened):
+    opened.get_by_role("tab", name="Inspect").click()
+    opened.click("#picked input")
+    opened.get_by_role("option", name=str(TALK)).click()
+    opened.click("#inspect")
+    opened.wait_for_function("/\\d %|\\d%/.test(document.querySelector('#verdict').innerText)")
+    opened.wait_for_selector("#verdict .ds-card")
+    assert str(TALK) in opened.inner_text("#verdict")
+
+
 def test_a_review_by_keyboard_is_in_the_results(opened, site):
     assert "0 reviewed, 3 left" in opened.inner_text("#review-status")
     opened.wait_for_selector("#clip video")
@@ -323,9 +362,23 @@ def test_a_review_by_keyboard_is_in_the_results(opened, site):
     opened.wait_for_selector("#faces img")
     assert opened.input_value("#note textarea") == ""
 
-    opened.keyboard.press("p")
+    opened.fill("#note textarea", "half a sentence")
+    opened.click("#previous")
     opened.wait_for_selector("#facts :text('You said: false alarm')")
     opened.wait_for_selector("#clip video")
+    opened.click("#next")
+    opened.wait_for_function("document.querySelector('#note textarea').value === 'half a sentence'")
+
+    # Later: what was said waits no more, but can be answered otherwise.
+    opened.click("#reload")
+    opened.wait_for_selector("#review-status :text('clip 1 of 2')")
+    opened.check("#reviewed-too input")
+    opened.wait_for_selector("#review-status :text('clip 2 of 3')")
+    opened.click("#previous")
+    opened.wait_for_selector("#facts :text('You said: false alarm')")
+    opened.wait_for_selector("#clip video")
+    copies = [path for path in site.temporary.glob("deepsweep-app-*/gradio/**/*") if path.suffix in (".mp4", ".jpg")]
+    assert {path.name for path in copies} <= {TALK.name, "text.mp4"}  # which were uploaded
 
     asked = CliRunner().invoke(query, ["reviewed", "--results", str(site.results), "--format", "json"])
     assert asked.exit_code == EXIT_OK
@@ -349,6 +402,8 @@ def status_of(url: str, **headers: str) -> int:
 def test_it_serves_its_own_files_and_to_its_own_name_only(site, tmp_path):
     assert status_of(site.address) == 200
     assert status_of(site.address, Host="archive.example") == 421
+    assert status_of(site.address, Origin="https://archive.example") == 421
+    assert status_of(site.address, Origin=site.address.rstrip("/")) == 200
     secret = shutil.copy(TALK, tmp_path / "secret.mp4")
     for path in (secret, "/etc/passwd", str(site.results / "runs" / "run-001.json"), str(TALK)):
         assert status_of(f"{site.address}gradio_api/file={path}") in (403, 404), path
