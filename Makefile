@@ -27,8 +27,9 @@ chaos: $(VENV)/.installed-dev  ## 20 scans with lost nodes, killed workers and d
 bench: $(VENV)/.installed-dev  ## video-seconds per second: the scan, its stages, ffmpeg, the plain script
 	$(BIN)/python -m tests.bench
 
-bench-queries: $(VENV)/.installed-dev  ## seconds that `flagged` and `summary` take over ten million frames
+bench-queries: $(VENV)/.installed-dev  ## seconds for `flagged` and `summary` of ten million frames, and to open a report
 	$(BIN)/python -m tests.bench_queries
+	$(BIN)/python -m tests.bench_report
 
 bench-scale: $(VENV)/.installed-dev  ## a million keys and 100,000 spans; 1, 2, 4 and 8 nodes: 25 minutes
 	$(BIN)/python -m tests.bench_scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,19 +16,31 @@ TIMEOUT_MS = 15_000  # of a single step: a missing element must not wait out the
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
+def _path() -> str | None:
+    return next(filter(None, map(shutil.which, _NAMES)), None)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium. Raises ImportError without Playwright, and Playwright's Error without a browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=_path())
+        yield started
+        started.close()
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One Chromium for the tests of a module. Not for the session: Playwright's event loop would be in others' way."""
-    found = next(filter(None, map(shutil.which, _NAMES)), None)
-    if found is None:
+    if _path() is None:
         pytest.skip("no Chromium on this machine: `apt-get install chromium` lets the browser tests run")
-    sync_api = pytest.importorskip(
+    pytest.importorskip(
         "playwright.sync_api", reason="Playwright is missing: `pip install playwright` lets the browser tests run"
     )
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found)
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -81,9 +82,27 @@ def test_a_driver_that_misses_an_aim_is_told_which():
     assert unfinished(drive(900), 1000) == ["only 900 of 1,000 spans came through"]
 
 
+def test_a_little_of_bench_queries_and_bench_report_runs_to_its_end():
+    for bench, figures in (
+        (["tests.bench_queries", "--rows", "9000"], ("9,000 frames in 10 spans", "flagged ", "summary ")),
+        (["tests.bench_report", "--videos", "20"], ("20 videos: written in", "on the screen after")),
+    ):
+        if "tests.bench_report" in bench and not shutil.which("chromium"):
+            pytest.skip("no Chromium on this machine: `apt-get install chromium` lets the report's bench run")
+        said = run(*bench)
+        assert all(figure in said for figure in figures), said
+
+
 def test_a_little_of_bench_scale_runs_to_its_end():
+    said = run("tests.bench_scale", "--quick")
+    for figure in ("the object stores spilled 0 bytes", "ms of CPU a span", "2 nodes: "):
+        assert figure in said
+
+
+def run(*module: str) -> str:
+    """What a benchmark prints; it must end with 0."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench_scale", "--quick"],
+        [sys.executable, "-m", *module],
         capture_output=True,
         text=True,
         timeout=500,
@@ -92,5 +111,4 @@ def test_a_little_of_bench_scale_runs_to_its_end():
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for figure in ("the object stores spilled 0 bytes", "ms of CPU a span", "2 nodes: "):
-        assert figure in done.stdout
+    return done.stdout
