@@ -203,7 +203,7 @@ class Scene:
         if event.kind is Kind.STORM:
             self.proxy.storm = Storm(event.seed, STORM_REQUESTS)
         elif event.kind is Kind.EXPIRY:
-            self.proxy.refusal = "403 ExpiredToken"
+            self.proxy.refusal = "400 ExpiredToken"  # as S3 answers
         elif event.kind is Kind.ADD_NODE:
             self.cluster.add_node(**NODE)
         elif event.kind is Kind.KILL_NODE:
@@ -313,6 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="keep RESULTS and logs, and say where they are")
     options = parser.parse_args(arguments)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto's server tells every request
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell, drivers would ignore it
     folder = Path(tempfile.mkdtemp(prefix="deepsweep-chaos-"))
     equal = events = missed = 0
     with pytest.MonkeyPatch.context() as patch, s3_server() as endpoint:
