@@ -66,7 +66,7 @@ class Cutter:
         self.order = order
         base = Path(tempfile.gettempdir()) / f"deepsweep-scratch-{login_name()}"  # as a scan's: it sweeps it, too
         sweep(base)
-        self._scratch = Scratch(base / f"clips-{uuid.uuid4().hex}", ScanConfig.scratch_size)
+        self._scratch = Scratch(base / f"clips-{uuid.uuid4().hex}", ScanConfig.scratch_size, full_wait_s=0)
         self._guard = Guard(preload=("scanner.cutting",))
 
     def __enter__(self) -> Cutter:

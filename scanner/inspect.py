@@ -126,7 +126,7 @@ def inspect_video(
     video = find_video(source)
     base = scratch_base(settings)
     sweep(base)
-    scratch = Scratch(base / facts.run_id, settings.scratch_size)
+    scratch = Scratch(base / facts.run_id, settings.scratch_size, full_wait_s=0)
     work = Work.of(settings, facts, scratch)
     try:
         with (

@@ -79,10 +79,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Todo:
-    """A video to scan, and which of its spans are done already."""
+    """A video to scan, and which of its spans are done already: of so many, or none counts."""
 
     video: Video
     done: frozenset[int] = frozenset()
+    count: int = 0
 
 
 def dataset(todo: list[Any], work: Work, plan: Plan) -> ray.data.Dataset:
@@ -152,7 +153,9 @@ class SplitIntoSpans:
         video = todo.video
         with timed("split"), attempt("split", self.work.run.run_id, video.uri, video.content_tag) as may_try:
             spans = self.split(video) if may_try else [_whole(video).failed(Status.CRASHED, DIED)]
-        if spans[0].status is Status.OK:  # a video that can't be opened any more says so, whatever was done of it
+        # A video that can't be opened any more says so, whatever was done of it. Where it was cut into another number
+        # of spans before, by another FFmpeg, those that are done are not these.
+        if spans[0].status is Status.OK and len(spans) == todo.count:
             spans = [span for span in spans if span.index not in todo.done]
         return [replace(span, siblings=len(spans) - 1) for span in spans]
 

@@ -67,7 +67,7 @@ class Done:
             if key not in self._spans:
                 yield Todo(video)
             elif (partly := self._spans[key]) is not None:
-                yield Todo(video, frozenset(partly.done))
+                yield Todo(video, frozenset(partly.done), partly.count)
 
 
 def _key(uri: str, content_tag: str) -> bytes:

@@ -37,7 +37,7 @@ _TURN_LOCK = ".deepsweep-turn"  # held by the one who waits for space: a stream 
 _POLL_S = 0.1  # flock has no time-out, so waiting is asking again
 _WAIT_S = 3600.0  # the longest wait for another process's download, or for space: nothing may hang
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_S = 600.0  # the longest wait for others to make room on a full disk: ends before the watchdog's patience does
+FULL_WAIT_S = 600.0  # of a scan, for others to make room on a full disk: ends before the watchdog's patience does
 _FULL_PAUSE_S = 5.0  # between looks at a full disk
 _CHUNK = 1 << 20  # bytes read from the network at a time
 _TRIES = 6  # bodies broken in a row with less than a chunk gained; the client itself retries requests
@@ -67,16 +67,18 @@ class Scratch:
     """A run's scratch folder on one node; any number of processes may open the same one.
 
     root: the run's own folder, made when missing. limit_bytes: for all its files together.
+    full_wait_s: the longest wait for others to make room on a full disk; none where somebody waits for an answer.
     Picklable: a copy in another process opens the folder there on first use.
     """
 
-    def __init__(self, root: Path, limit_bytes: int) -> None:
+    def __init__(self, root: Path, limit_bytes: int, full_wait_s: float = FULL_WAIT_S) -> None:
         self.root = Path(root)
         self.limit_bytes = limit_bytes
+        self.full_wait_s = full_wait_s
         self._run_lock: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "limit_bytes": self.limit_bytes, "_run_lock": None}
+        return self.__dict__ | {"_run_lock": None}
 
     @contextmanager
     def fetch(
@@ -127,7 +129,7 @@ class Scratch:
             sweep(self.root.parent)  # the driver's own sweeps see its node alone
 
     def _unusable(self, why: str | None) -> ScratchFailed:
-        fix = "Mend that, or choose another folder with --scratch"
+        fix = "Mend that, or choose another folder: --scratch for a scan, TMPDIR for other commands"
         return ScratchFailed(f"{self.root} on {platform.node()} can't take videos: {why}. {fix}.", EXIT_PREFLIGHT)
 
     def _path(self, uri: str, content_tag: str) -> Path:
@@ -147,8 +149,12 @@ class Scratch:
             except OSError as error:
                 if error.errno not in _FULL:
                     raise self._unusable(error.strerror) from None
-            end = end or time.monotonic() + _FULL_S
-            self._wait_for_disk(size_bytes or 0, end, patience)
+            with contextlib.suppress(OSError), _held(self.root / _SPACE_LOCK):
+                self._make_room(self.limit_bytes)  # which lets go of all that nobody uses
+            if end is None:
+                end = time.monotonic() + self.full_wait_s
+            else:
+                self._wait_for_disk(size_bytes or 0, end, patience)
 
     def _locked_file(self, uri: str, content_tag: str, size_bytes: int | None, patience: _Patience) -> int:
         """Have the file there, downloaded by this process or another one; returns a shared lock on it."""
@@ -195,13 +201,12 @@ class Scratch:
     # --- space ---
 
     def _wait_for_disk(self, size: int, end: float, patience: _Patience) -> None:
-        """Let go of what nobody uses, and wait until a file of this size may fit on the disk."""
-        with contextlib.suppress(OSError), _held(self.root / _SPACE_LOCK):
-            self._make_room(self.limit_bytes)
+        """Wait until a file of this size may fit on the disk."""
         free = -1
         while free < size:
             if time.monotonic() > end:
-                raise self._unusable(f"no space left, for {_FULL_S / 60:.0f} minutes now")
+                waited = f", for {self.full_wait_s / 60:.0f} minutes now" if self.full_wait_s else ""
+                raise self._unusable(f"no space left{waited}")
             patience.pause(_FULL_PAUSE_S * random.uniform(0.5, 1))
             free = size  # where that can't be told, as of quotas, trying tells
             with contextlib.suppress(OSError):

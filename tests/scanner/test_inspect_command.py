@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ from click.testing import CliRunner, Result
 from scanner.cli import main
 from scanner.errors import EXIT_FLAGGED, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE
 from tests.scanner.signals import zoo_path
+from tests.scans import environment
 
 
 def inspect(*arguments: str | Path) -> Result:
@@ -41,6 +47,29 @@ def test_the_card_says_what_was_found_and_where(evidence: tuple[Result, Path]):
     ):
         assert words in done.stdout, words
     assert done.stderr == ""  # no bar, and nothing of what libraries say, where stderr is no terminal
+
+
+def test_a_terminal_shows_how_far_it_is_and_then_only_the_card(tmp_path: Path):
+    shown, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from scanner.cli import main; main()", "inspect", str(zoo_path("short.mp4"))],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        cwd=tmp_path,
+        env=environment() | {"TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(terminal)
+    said = bytearray()
+    with contextlib.suppress(OSError):  # which the end of a terminal is
+        while chunk := os.read(shown, 4096):
+            said += chunk
+    os.close(shown)
+    out, _ = process.communicate()
+    assert process.returncode == EXIT_OK, said.decode()
+    for words in ("Loading the model", "Following faces", "%"):
+        assert words in said.decode(), said.decode()
+    assert b"NOT JUDGED (too_short)" in out
 
 
 def test_the_folder_holds_verdict_plots_pictures_and_the_video(evidence: tuple[Result, Path]):

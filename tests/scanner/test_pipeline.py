@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scanner.pipeline import span_bounds
+from scanner.pipeline import SplitIntoSpans, Todo, span_bounds
+from scanner.records import Span
+from scanner.sources import Video
 
 
 @given(st.floats(0, 1e6), st.floats(1, 600))
@@ -18,3 +23,23 @@ def test_spans_cover_a_video_without_gap_in_pieces_of_about_one_length(duration:
     assert all(end == start for (_, end), (start, _) in itertools.pairwise(bounds))
     last = duration - bounds[-1][0]
     assert len(bounds) == 1 or length / 2 - 1e-3 <= last <= 1.5 * length + 1e-3
+
+
+class Split(SplitIntoSpans):
+    """Cuts every video into three."""
+
+    def __init__(self) -> None:
+        self.work = cast(Any, SimpleNamespace(run=SimpleNamespace(run_id="run")))
+
+    def split(self, video: Video) -> list[Span]:
+        return [replace(Span(video.uri, video.content_tag, 1), index=i, count=3) for i in range(3)]
+
+
+def test_spans_that_are_done_are_left_out_unless_the_video_was_cut_otherwise() -> None:
+    def left(*done: int, of: int) -> list[tuple[int, int]]:
+        spans = Split().left(Todo(Video("a.mp4", "1-1", 1), frozenset(done), of))
+        return [(span.index, span.siblings) for span in spans]
+
+    assert left(of=0) == [(0, 2), (1, 2), (2, 2)]
+    assert left(0, 2, of=3) == [(1, 0)]
+    assert left(0, 1, 2, of=4) == left(of=0), "else it would never get its rows"

@@ -28,7 +28,7 @@ from scanner.errors import EXIT_PREFLIGHT, UserError
 from scanner.pipeline import Sink, SplitIntoSpans, Todo, Work, _pack_batch
 from scanner.records import RunFacts, Span
 from scanner.results import WRITE_PATIENCE_S, Status
-from scanner.scratch import _FULL_S, FetchError, Scratch, ScratchFailed, sweep
+from scanner.scratch import FULL_WAIT_S, FetchError, Scratch, ScratchFailed, sweep
 from scanner.sources import Video
 from scanner.storage import (
     arrow_filesystem,
@@ -224,7 +224,7 @@ def test_a_row_does_not_wait_for_ever_and_the_record_of_a_beat_not_at_all(proxy,
 
 
 def test_what_is_waited_for_is_less_than_the_watchdog_grants():
-    assert max(WRITE_PATIENCE_S, _FULL_S) < SLACK_S
+    assert max(WRITE_PATIENCE_S, FULL_WAIT_S) < SLACK_S
 
 
 # --- scratch ----------------------------------------------------------------------------------------------
@@ -439,9 +439,9 @@ FETCH = """
 import os, subprocess, sys, threading
 from pathlib import Path
 from scanner import scratch
-scratch._FULL_S, scratch._FULL_PAUSE_S = float(sys.argv[1]), 0.05
+scratch._FULL_PAUSE_S = 0.05
 folder, videos = Path(sys.argv[2]), [sys.argv[n : n + 3] for n in range(3, len(sys.argv), 3)]
-room = scratch.Scratch(folder / "run", 1 << 30)
+room = scratch.Scratch(folder / "run", 1 << 30, float(sys.argv[1]))
 
 def fetch(uri, tag, size):
     try:
@@ -452,10 +452,11 @@ def fetch(uri, tag, size):
 """
 
 
-def test_a_disk_that_stays_full_ends_the_scan_and_leaves_no_part(s3, tmp_path):
+@pytest.mark.parametrize("wait_s", ["0.5", "0"])  # a scan's node, and a command that somebody waits for
+def test_a_disk_that_stays_full_ends_the_scan_and_leaves_no_part(s3, tmp_path, wait_s):
     video = put(s3, "a.mp4", os.urandom(1 << 20))
     code = FETCH + "fetch(*videos[0])\nprint([n for n in os.listdir(folder / 'run') if n[0] != '.'])\n"
-    done = in_namespace(f"mount -t tmpfs -o size=256k none {tmp_path}", code, "0.5", str(tmp_path), *map(str, video))
+    done = in_namespace(f"mount -t tmpfs -o size=256k none {tmp_path}", code, wait_s, str(tmp_path), *map(str, video))
     assert done.stdout.startswith(f"{EXIT_PREFLIGHT} {tmp_path}/run on "), done.stderr
     assert "no space left" in done.stdout and done.stdout.endswith("[]\n")
 
@@ -483,7 +484,7 @@ def test_a_folder_that_can_not_be_written_to_ends_the_scan_and_is_held_against_n
     where = map(str, (tmp_path, video.uri, video.content_tag, video.size_bytes))
     done = in_namespace(f"mount -t tmpfs -o ro none {tmp_path}", code, "30", *where)
     assert done.stdout.startswith(f"{EXIT_PREFLIGHT} {tmp_path}/run on "), done.stderr
-    assert "Read-only file system. Mend that, or choose another folder with --scratch" in done.stdout
+    assert "Read-only file system. Mend that, or choose another folder: --scratch for a scan" in done.stdout
     (tmp_path / "file").touch()
     config = ScanConfig()
     split = SplitIntoSpans(Work.of(config, RunFacts.of(config), Scratch(tmp_path / "file" / "run", LIMIT)))
