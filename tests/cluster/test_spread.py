@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import re
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import numpy as np
 
 from cluster.connect import connect, disconnect
 from cluster.plan import plan_for
-from scanner import pipeline
+from scanner import metrics, pipeline
 from scanner.config import ScanConfig
 from scanner.diagnosis import _executors, forget_blocks
 from scanner.pipeline import Todo, Work, dataset, todo_block
@@ -80,9 +83,27 @@ class Sink(pipeline.Sink):
         return {"index": [span.index for item in batch["item"] for span in pickle.loads(item)]}
 
 
-def test_spans_of_one_video_are_analysed_at_once_and_nothing_is_spilled(tmp_path, monkeypatch):
+def scraped(patterns: set[str]) -> None:
+    """Wait until Prometheus would find a line for each of these on some node of the cluster."""
+    import ray
+
+    deadline = time.monotonic() + MEET_S
+    missing = patterns
+    while missing:
+        assert time.monotonic() < deadline, f"no node tells {missing}"
+        for node in ray.nodes():
+            with contextlib.suppress(OSError):  # its agent is not up yet
+                address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+                text = urllib.request.urlopen(address, timeout=5).read().decode()
+                missing = {one for one in missing if not re.search(f"^{metrics.PREFIX}{one}", text, re.MULTILINE)}
+
+
+def test_spans_of_one_video_are_analysed_at_once_nothing_is_spilled_and_prometheus_finds_their_counts(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # the cluster wants no token; this machine may have one
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the actors import these stages
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "500")
     config = ScanConfig(sources=("-",), out=str(tmp_path))
     work = Work.of(config, RunFacts.of(config), Scratch(tmp_path / "scratch", 1))
     with cluster(1, 4, STORE) as address:
@@ -104,5 +125,8 @@ def test_spans_of_one_video_are_analysed_at_once_and_nothing_is_spilled(tmp_path
             assert sorted(found) == list(range(SPANS))
             assert len(list(tmp_path.iterdir())) >= 2, "by two processes at least"
             assert spilled(address) == 0
+            metrics.count("deepsweep_spans_total", SPANS, status="no_face")
+            told = {f'deepsweep_stage_seconds_count{{.*stage="{stage}"' for stage in ("split", "analyze", "score")}
+            scraped(told | {f'deepsweep_spans_total{{.*status="no_face".* {SPANS}.0$'})
         finally:
             disconnect()
