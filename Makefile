@@ -31,7 +31,7 @@ bench-queries: $(VENV)/.installed-dev  ## seconds for `flagged` and `summary` of
 	$(BIN)/python -m tests.bench_queries
 	$(BIN)/python -m tests.bench_report
 
-bench-scale: $(VENV)/.installed-dev  ## a million keys and 100,000 spans; 1, 2, 4 and 8 nodes: 25 minutes
+bench-scale: $(VENV)/.installed-dev  ## a million keys and 100,000 spans; 1, 2, 4 and 8 nodes: 40 minutes
 	$(BIN)/python -m tests.bench_scale
 
 bench-gpu: $(VENV)/.installed-dev  ## clips per second of the scoring actor, and of the bare network

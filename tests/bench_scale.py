@@ -1,6 +1,6 @@
 """How the driver bears a large archive, and how well more nodes are used, with stages that only take their time.
 
-    python -m tests.bench_scale                    both, about 25 minutes on two cores
+    python -m tests.bench_scale                    both, about 40 minutes on two cores
     python -m tests.bench_scale driver             1,000,000 keys of a bucket, of which 100,000 spans are left to scan
     python -m tests.bench_scale nodes              the same kind of scan on 1, 2, 4 and 8 nodes
     python -m tests.bench_scale --quick            little of both: whether it works, not how fast it is

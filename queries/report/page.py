@@ -110,7 +110,8 @@ def _notes(totals: Row) -> list[str]:
     if totals["failed"] == totals["videos"]:
         notes.append("Every video failed: none was judged. The reasons are listed below, by cause.")
     elif not totals["ok"]:
-        notes.append("No video was judged: in none a face was seen for long enough.")
+        failed = f" that did not fail ({totals['failed']:,} did)" if totals["failed"] else ""
+        notes.append(f"No video was judged: in none{failed} was a face seen for long enough.")
     if totals["unfinished"]:
         notes.append(
             f"Not scanned to the end yet: {count_of(totals['unfinished'], 'video')}."

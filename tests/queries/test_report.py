@@ -277,6 +277,8 @@ def test_results_without_videos_and_all_failed(results):
     write_part(results, [span("a.mp4", status="crashed", error="killed"), span("b.mp4", status="missing")])
     text = Parsed(write(results)).text
     assert "Every video failed" in text and "no reason was given" in text
+    write_part(results, [span("/empty.mp4", status="no_face")], "part-1")
+    assert "in none that did not fail (2 did) was a face seen" in Parsed(write(results)).text
 
 
 # --- the command ------------------------------------------------------------------------------------------
