@@ -27,7 +27,7 @@ SPANS_PER_PART = 16
 ANALYZERS_PER_BATCHED_SPAN = 4
 #: Tasks that an actor has got, the one in work among them. The driver hands out new ones about ten times a second, and
 #: learns two rounds later that one has ended: enough for analysis, which takes seconds, but a GPU, or a sink on a fast
-#: disk, would wait for work most of the time.
+#: disk, would wait for work most of the time. What may wait in the object store is bounded by Ray Data's budgets.
 TASKS_IN_FLIGHT = 2
 QUICK_TASKS_IN_FLIGHT = 4
 MIN_CPUS = 1.5
