@@ -14,12 +14,12 @@ from tests.bench import machine
 from tests.browser import chromium
 from tests.queries.rows import write_part, write_run
 from tests.queries.test_report import judged, thumbnail
+from tests.scans import command
 
 VIDEOS = 1000
 WITH_PICTURES = 60  # more than `--top` shows
 REPEATS = 3
 LIMIT_S, LIMIT_BYTES = 3.0, 30e6
-COMMAND = "from scanner.cli import main; main()"
 #: Of the page's own clock: from the start of the navigation until what was laid out is on the screen.
 DRAWN = """() => new Promise(done =>
     requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() / 1000))))"""
@@ -45,11 +45,7 @@ def main() -> int:
         results, out = Path(scratch) / "results", Path(scratch) / "report.html"
         write_results(results, videos)
         began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-c", COMMAND, "report", "--results", str(results), "--out", str(out)],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        subprocess.run(command("report", "--results", results, "--out", out), check=True, stdout=subprocess.DEVNULL)
         made_s = time.perf_counter() - began
         opened = []
         for _ in range(REPEATS):

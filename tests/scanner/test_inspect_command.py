@@ -8,7 +8,6 @@ import os
 import pty
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from click.testing import CliRunner, Result
 from scanner.cli import main
 from scanner.errors import EXIT_FLAGGED, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE
 from tests.scanner.signals import zoo_path
-from tests.scans import environment
+from tests.scans import command, environment
 
 
 def inspect(*arguments: str | Path) -> Result:
@@ -52,7 +51,7 @@ def test_the_card_says_what_was_found_and_where(evidence: tuple[Result, Path]):
 def test_a_terminal_shows_how_far_it_is_and_then_only_the_card(tmp_path: Path):
     shown, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", "from scanner.cli import main; main()", "inspect", str(zoo_path("short.mp4"))],
+        command("inspect", zoo_path("short.mp4")),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=terminal,
