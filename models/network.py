@@ -1,11 +1,11 @@
-"""The CNN-LSTM: MobileNetV2 gives a score per frame; their mean, and an LSTM over its features, a score per clip."""
+"""The CNN-LSTM: convolutions score each frame; the frames' mean, and an LSTM over features, score a clip."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from models.backbone import feature_channels, mobilenet_v2_features
+from models.backbone import FEATURES, feature_channels
 from models.spec import Architecture
 
 DROPOUT = 0.2  # as in MobileNetV2's own classifier
@@ -20,7 +20,7 @@ class ClipNet(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.features = mobilenet_v2_features(architecture.width_mult)
+        self.features = FEATURES[architecture.backbone](architecture.width_mult)
         channels = feature_channels(self.features)
         self.dropout = nn.Dropout(DROPOUT)
         self.frame_head = nn.Linear(channels, 1)

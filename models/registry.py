@@ -117,7 +117,7 @@ def load_network(spec: ModelSpec) -> ClipNet:
 
 
 def load_features(spec: ModelSpec, path: str | os.PathLike[str]) -> ClipNet:
-    """A network of `spec` whose convolutions come from a file of `features.*` tensors, as torchvision names them.
+    """A network of `spec` whose convolutions come from a file of `features.*` tensors, of the names that ClipNet has.
 
     The heads are initialised from the seed. Raises ModelError where the file does not hold these convolutions.
     """

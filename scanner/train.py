@@ -48,9 +48,16 @@ if TYPE_CHECKING:
 @click.option(
     "--init",
     metavar="NAME|DIR|FILE",
-    help="First weights: a model, or a .safetensors of torchvision's features [default: the built-in model].",
+    help="First weights: a model, or a .safetensors of the backbone's features [default: the built-in model, "
+    "or random where it has another backbone].",
 )
-@click.option("--backbone", type=click.Choice(BACKBONES), default=BACKBONES[0], show_default=True, help="Network.")
+@click.option(
+    "--backbone",
+    type=click.Choice(tuple(BACKBONES)),
+    default=next(iter(BACKBONES)),
+    show_default=True,
+    help="Convolutions: MobileNetV2, or MesoNet-4 to compare with.",
+)
 @click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True, help="Device.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Decides every draw.")
 @click.option("--resume", is_flag=True, help="Go on with the training that RUN holds.")
@@ -89,7 +96,13 @@ def _train(prep, folder: Path, name, init, backbone, device, resume: bool, quiet
     from models.prepared import read_tracks
     from models.training import recipe as recipes
 
-    spec = ModelSpec(name=name, trained=False, architecture=Architecture(backbone=backbone), seed=options["seed"])
+    spec = ModelSpec(
+        name=name,
+        trained=False,
+        architecture=Architecture(backbone=backbone),
+        input_size=BACKBONES[backbone],
+        seed=options["seed"],
+    )
     recipe = recipes.Recipe(**options)
     _claim(folder, {"recipe": asdict(recipe), "init": init or DEFAULT_MODEL, "backbone": backbone}, resume)
     tracks = [track for one in prep for track in read_tracks(one)]
@@ -127,13 +140,15 @@ def _claim(folder: Path, settings: dict, resume: bool) -> None:
 
 
 def _first_network(spec: ModelSpec, init: str | None) -> tuple[ClipNet, ModelSpec]:
-    """The network to start from, and the spec with its geometry."""
+    """The network to start from, and the spec with its geometry. Raises UserError for one of another backbone."""
     from models.registry import load_features, load_network
 
     if init is not None and Path(init).is_file():
         return load_features(spec, Path(init)), spec
     start = load_spec(init or DEFAULT_MODEL)
     if start.architecture.backbone != spec.architecture.backbone:
+        if init is None:
+            return load_network(spec), spec
         raise UserError(f"--init {init}: it is a {start.architecture.backbone}, not a {spec.architecture.backbone}.")
     keep = {key: getattr(spec, key) for key in ("name", "trained")}
     return load_network(start), replace(start, **keep, weights=None, seed=spec.seed, digest="", directory=None)

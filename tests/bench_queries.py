@@ -23,12 +23,12 @@ from queries.catalog import open_catalog
 from queries.formats import write_answer
 from queries.run import run_query
 from scanner.results import CLIP, FACE, FRAME, SIGNAL, SPAN, THUMBNAIL, write_run
+from tests.scans import command
 
 ROWS = 10_000_000
 REPEATS = 3
 LIMIT_S = 2.0  # to open RESULTS and answer: what is promised of each query
 QUERIES = ("flagged", "summary")
-COMMAND = "from scanner.cli import main; main()"
 MIB = 2**20
 
 SPAN_S = 60
@@ -149,18 +149,16 @@ def measure(results: Path) -> bool:
         for _ in range(REPEATS):
             done = _run([sys.executable, "-m", "tests.bench_queries", "--ask", name, str(results)])
             began = time.perf_counter()
-            _run(
-                [sys.executable, "-c", "from scanner.cli import main; main()", "query", name, "--results", str(results)]
-            )
+            _run(command("query", name, "--results", results))
             runs.append([*map(float, done.split()), time.perf_counter() - began])
-        opened, asked, peak, command = (statistics.median(column) for column in zip(*runs, strict=True))
+        opened, asked, peak, whole = (statistics.median(column) for column in zip(*runs, strict=True))
         kept = kept and opened + asked < LIMIT_S
-        print(f"{name:<10} {opened:8.2f} {asked:8.2f} {opened + asked:8.2f} {command:10.2f} {peak:9.0f}")
+        print(f"{name:<10} {opened:8.2f} {asked:8.2f} {opened + asked:8.2f} {whole:10.2f} {peak:9.0f}")
     return kept
 
 
-def _run(command: list[str]) -> str:
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+def _run(words: list[str]) -> str:
+    return subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
 
 
 def main() -> int:

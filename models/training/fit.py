@@ -25,9 +25,9 @@ from models.training.speed import half_precision, has_amx, keep_freed_memory, sp
 #: for its matrices. With 192 px two cores of an AMD EPYC (Zen 3) train 35 frames a second in passes of 8 and 27 in
 #: passes of 32; two of an Intel Xeon with AMX 77 in passes of 8, 86 of 16, 90 of 32.
 CPU_PASS = 16 if has_amx() else 8
-#: Blocks of MobileNetV2 that stay as ImageNet made them: edges and colours, at the largest maps. Leaving them out of
-#: the backward pass gives 45 frames a second instead of 35 (AMD EPYC).
-FROZEN_BLOCKS = 3
+#: Blocks of each backbone that stay as they come. MobileNetV2's first three see edges and colours, at the largest maps:
+#: leaving them out of the backward pass gives 45 frames a second instead of 35 (AMD EPYC).
+FROZEN_BLOCKS = {"mobilenet_v2": 3, "meso4": 0}
 WARM_UP_STEPS = 100
 EMA_DECAY = 0.998  # about the last 500 steps
 CLIP_NORM = 1.0
@@ -126,7 +126,7 @@ def fit_frames(
     folded = fold_batch_norms(copy.deepcopy(network).eval())
     spare_strided(folded)
     folded = folded.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    for block in list(folded.features)[:FROZEN_BLOCKS]:
+    for block in list(folded.features)[: FROZEN_BLOCKS[network.architecture.backbone]]:
         block.requires_grad_(False)
     average = copy.deepcopy(folded)
     optimizer = _optimizer(folded, fit)

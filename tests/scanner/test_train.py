@@ -47,6 +47,18 @@ def test_a_model_comes_out_that_scores_and_passes_its_self_test(trained):
     assert 0 <= ClipScorer(spec, device="cpu").score(clips, np.array([8]))[0][0] <= 1
 
 
+def test_another_backbone_starts_at_random_and_sees_crops_of_its_own_size(trained, tmp_path):
+    prep, _, _ = trained
+    least = ["--epochs", "0", "--video-epochs", "0.2", "--folds", "0", "--clips", "2", "--batch-size", "2"]
+    result = run(str(prep), "--out", str(tmp_path / "run"), "--backbone", "meso4", *least)
+    assert result.exit_code == 0, result.output
+    spec = load_spec(tmp_path / "run" / "model")
+    assert (spec.architecture.backbone, spec.input_size) == ("meso4", 256)
+    assert check_golden(spec).passed
+    other = run(str(prep), "--out", str(tmp_path / "other"), "--backbone", "meso4", "--init", "sweep1", *SHORT)
+    assert other.exit_code == 2 and "it is a mobilenet_v2, not a meso4" in other.output
+
+
 def test_the_figures_are_those_of_sources_that_were_held_out(trained):
     _, out, result = trained
     report = json.loads((out / "held-out" / "report.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from models.folding import fold_batch_norms, unfold_batch_norms
 from models.network import ClipNet
-from models.spec import Architecture
+from models.spec import BACKBONES, Architecture
 from models.training.fit import Fit, fit_frames
 from models.training.sampling import Geometry, Sampler
 from models.training.temporal import Sequences, fit_clip_head
@@ -34,7 +35,9 @@ def _weights(network: ClipNet) -> torch.Tensor:
     return torch.cat([value.flatten() for value in network.state_dict().values()])
 
 
-def test_folding_and_unfolding_change_no_answer(network):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_folding_and_unfolding_change_no_answer(backbone):
+    network = ClipNet(replace(SMALL, backbone=backbone)).eval()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 2)
