@@ -92,10 +92,15 @@ def inspect_tab(
             *(gr.Plot(figure, visible=figure is not None) for figure in figures),
         ]
 
-    start.click(
+    outputs = [verdict, title, pictured, *plots]
+    # What was found of the video before goes first: it would be read as this one's, and the bar be drawn over it.
+    cleared = start.click(
+        lambda: ["", *_hidden()], None, outputs, queue=False, show_progress="hidden", api_visibility="private"
+    )
+    cleared.then(
         run,
         [upload, picked],
-        [verdict, title, pictured, *plots],
+        outputs,
         concurrency_limit=1,  # each takes all cores there are
         show_progress_on=verdict,
         api_visibility="private",

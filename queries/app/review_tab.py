@@ -91,7 +91,7 @@ def review_tab(desk: Desk, folder: Path, demo: gr.Blocks) -> None:
     place = gr.State(Place(Queue((), 0)))
     screen = gr.State(Screen())
     seen = gr.Textbox("", visible="hidden")  # the token of the clip that the browser shows
-    status = gr.HTML(elem_id="review-status")
+    status = gr.HTML(note("Reading the results …"), elem_id="review-status")
     with gr.Row(elem_id="review"):
         with gr.Column(scale=3, min_width=420):
             video = gr.Video(
@@ -117,12 +117,13 @@ def review_tab(desk: Desk, folder: Path, demo: gr.Blocks) -> None:
                         elem_id=f"mark-{label}",
                         min_width=90,
                         size="md",
+                        interactive=False,
                     )
                     for label in LABELS
                 }
             with gr.Row():
-                back = gr.Button("Previous (p)", elem_id="previous")
-                on = gr.Button("Next (n)", elem_id="next")
+                back = gr.Button("Previous (p)", elem_id="previous", interactive=False)
+                on = gr.Button("Next (n)", elem_id="next", interactive=False)
             again = gr.Button("Look for new clips", size="sm", elem_id="reload")
             too = gr.Checkbox(
                 label="Go through what I have reviewed, too", value=False, container=False, elem_id="reviewed-too"

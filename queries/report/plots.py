@@ -99,17 +99,19 @@ def histogram(counts: Sequence[int], lines: Sequence[tuple[str, float]]) -> Mark
     band = sorted(value for _, value in lines)
     if len(band) > 1:
         parts.append(_rect(x(band[0]), head, x(band[-1]) - x(band[0]), height - head, "band"))
+    labels = []
     for i, count in enumerate(counts):
         if count:
             top = min(y(count), height - 2)  # one video in ten thousand must show
             bar = _rect(LEFT + i * width + 1, top, width - 2, height - top, "bar")
             parts.append(el("g", el("title", f"{i / BINS:.2f} to {(i + 1) / BINS:.2f}: {count:,} videos"), bar))
-            parts.append(_text(LEFT + (i + 0.5) * width, top - 4, _short(count), "middle"))
+            labels.append(_text(LEFT + (i + 0.5) * width, top - 4, _short(count), "middle", "over"))
     for row, (name, value) in enumerate(lines):
         at, label_y = x(value), 14 + 18 * row
         parts.append(_line(at, label_y + 4, at, height, "threshold"))
         side = "start" if value < 0.5 else "end"
         parts.append(_text(at + (5 if side == "start" else -5), label_y, f"{name} {value:.3f}", side, "label"))
+    parts += labels
     parts += _x_axis(x, height, [i / 10 for i in range(11)], "score: calibrated probability of manipulation")
     parts += _y_axis(y, [v for v in ticks(0, y.high, 4) if v == int(v)], "videos")
     return _svg(height + 40, f"Histogram of the scores of {sum(counts):,} videos", parts)

@@ -342,7 +342,8 @@ def test_a_video_of_the_results_is_picked_and_its_progress_told(opened):
     opened.click("#picked input")
     opened.get_by_role("option", name=str(TALK)).click()
     opened.click("#inspect")
-    opened.wait_for_function("/\\d %|\\d%/.test(document.querySelector('#verdict').innerText)")
+    opened.wait_for_function("/\\d *%/.test(document.querySelector('#verdict').innerText)")
+    assert "Choose a video" not in opened.inner_text("#verdict")  # the bar was drawn over it
     opened.wait_for_selector("#verdict .ds-card")
     assert str(TALK) in opened.inner_text("#verdict")
 
