@@ -67,6 +67,7 @@ class Cutter:
         base = Path(tempfile.gettempdir()) / f"deepsweep-scratch-{login_name()}"  # as a scan's: it sweeps it, too
         sweep(base)
         self._scratch = Scratch(base / f"clips-{uuid.uuid4().hex}", ScanConfig.scratch_size, full_wait_s=0)
+        self._at_hand: tuple[str, str] | None = None  # URI and content tag of the video fetched last
         self._guard = Guard(preload=("scanner.cutting",))
 
     def __enter__(self) -> Cutter:
@@ -77,7 +78,10 @@ class Cutter:
         self._scratch.close()
 
     def cut_video(self, stretches: Sequence[Stretch]) -> Iterator[Outcome]:
-        """Cut stretches that are all of one video, which is fetched once. Never raises for what it meets."""
+        """Cut stretches that are all of one video. Never raises for what it meets.
+
+        A video of a bucket is fetched once, and again only after another one: reviewers see its clips one by one.
+        """
         uri = stretches[0].uri
         tag, size, gone = None, 0, ""
         try:
@@ -98,6 +102,9 @@ class Cutter:
 
     def _cut_all(self, todo: Sequence[Stretch], tag: str, size: int) -> Iterator[Outcome]:
         uri, left = todo[0].uri, list(todo)
+        if self._at_hand and self._at_hand != (uri, tag):
+            self._scratch.release(*self._at_hand)
+        self._at_hand = uri, tag
         try:
             with self._scratch.fetch(uri, tag, size) as path:
                 while left:
@@ -106,7 +113,6 @@ class Cutter:
                     yield outcome
         except FetchError as error:
             yield from (Outcome(stretch, error=str(error)) for stretch in left)
-        self._scratch.release(uri, tag)
 
     def _cut(self, stretch: Stretch, path: Path, tag: str, size: int) -> Outcome:
         order, name = self.order, clip_name(stretch)

@@ -15,8 +15,10 @@ from click.testing import CliRunner, Result
 
 from scanner.config import ScanConfig
 from scanner.cut_command import clips
+from scanner.cut_files import Cutter, Order
 from scanner.errors import EXIT_NOTHING_TO_SCAN, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, UserError
 from scanner.scan import scratch_base
+from scanner.stretches import Stretch
 from tests.queries.rows import clip, span, write_part, write_run
 from tests.s3 import BUCKET
 from tests.zoo import ARCHIVE, ZOO
@@ -354,3 +356,15 @@ def test_from_a_bucket_into_a_bucket(s3, results, tmp_path):
     result = run("--results", results, "--out", out)
     assert f"{uri} has changed since it was scanned" in result.stderr
     assert "1 copied" in result.stdout
+
+
+def test_a_video_of_a_bucket_is_fetched_once_for_clips_asked_for_one_by_one(s3, proxy, tmp_path):
+    keys = ["talk.mp4", "two.mp4"]
+    for key, name in zip(keys, ("real_blinks.mp4", "two_faces.mp4"), strict=True):
+        s3.upload_file(str(ARCHIVE / ZOO[name].path), BUCKET, key)
+    with Cutter(Order(str(tmp_path), 0.0, True, {})) as cutter:
+        for key, start in (("talk.mp4", 1.0), ("talk.mp4", 3.0), ("two.mp4", 1.0), ("talk.mp4", 5.0)):
+            (outcome,) = cutter.cut_video([Stretch(f"s3://{BUCKET}/{key}", start, start + 1.0, ())])
+            assert outcome.sidecar, outcome.error
+    assert proxy.gets("talk.mp4") == 2  # another one came between
+    assert proxy.gets("two.mp4") == 1
