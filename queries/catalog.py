@@ -50,6 +50,11 @@ _KEYS = [
     *("span_index", "span_count", "status", "error"),
 ]
 
+#: (filename, document) of each run record, document being its JSON text. Without Arrow, which would import pandas.
+_RUN_FILES = """
+    CREATE TABLE run_files AS SELECT unnest($files::VARCHAR[]) AS filename, unnest($documents::VARCHAR[]) AS document
+"""
+
 #: Parts whose footers stay in memory, 150 kB each, so that a question does not parse those of the question before.
 KEPT_FOOTERS = 2000
 ATTEMPTS = 5  # at reading RESULTS from which `compact` removes files: one would do
@@ -116,7 +121,8 @@ def _open(results: str, files: Files, unsafe: bool, *, by_name: bool = False) ->
         connection.execute("CREATE SCHEMA internal; SET schema = 'internal'")
         _open_parts(connection, results, files.parts, by_name).create_view("parts")
         _open_reviews(connection, results, files.reviews).create_view("review_parts")
-        connection.from_arrow(_read_runs(files.runs)).create("run_files")
+        runs = {"files": files.runs, "documents": read_documents(files.runs)}
+        connection.execute(_RUN_FILES, runs)
         connection.execute("SET schema = 'main'; SET TimeZone = 'UTC'")
         connection.execute(views_sql())
         if not by_name and _several_versions(connection):
@@ -206,7 +212,7 @@ def _open_parts(
 ) -> duckdb.DuckDBPyRelation:
     """Every row of the parts: columns of SPAN, then filename and file_row_number."""
     if not parts:
-        return connection.from_arrow(pa.schema([*SPAN, *_WHERE]).empty_table())
+        return connection.from_arrow(_no_rows(pa.schema([*SPAN, *_WHERE])))
     if is_s3(results):
         return connection.from_arrow(_s3_dataset(results, parts))
     return connection.read_parquet(
@@ -221,7 +227,7 @@ def _open_parts(
 def _open_reviews(connection: duckdb.DuckDBPyConnection, results: str, parts: list[str]) -> duckdb.DuckDBPyRelation:
     """Every row of the parts with reviews: columns of REVIEW."""
     if not parts:
-        return connection.from_arrow(REVIEW.empty_table())
+        return connection.from_arrow(_no_rows(REVIEW))
     if is_s3(results):
         import pyarrow.dataset as ds
 
@@ -229,6 +235,11 @@ def _open_reviews(connection: duckdb.DuckDBPyConnection, results: str, parts: li
         paths = [part.removeprefix("s3://") for part in parts]
         return connection.from_arrow(ds.dataset(paths, REVIEW, format="parquet", filesystem=filesystem))
     return connection.read_parquet(_absolute(parts), union_by_name=True, hive_partitioning=False)
+
+
+def _no_rows(schema: pa.Schema) -> pa.Table:
+    # Schema.empty_table() would import pandas, which takes a third of the time that opening RESULTS does.
+    return pa.Table.from_batches([], schema)
 
 
 def _s3_dataset(results: str, parts: list[str]) -> Dataset:
@@ -251,12 +262,6 @@ def _s3_dataset(results: str, parts: list[str]) -> Dataset:
         for part in parts
     ]
     return ds.FileSystemDataset(fragments, pa.schema([*SPAN, *_WHERE]), format_, filesystem)
-
-
-def _read_runs(runs: list[str]) -> pa.Table:
-    """(filename, document) of each run record, document being its JSON text."""
-    documents = pa.array(read_documents(runs), pa.string())
-    return pa.table({"filename": pa.array(runs, pa.string()), "document": documents})
 
 
 def read_documents(runs: list[str]) -> list[str]:

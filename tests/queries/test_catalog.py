@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -213,3 +215,15 @@ def test_a_question_that_storage_refuses_is_one_sentence_whenever_it_begins_to(p
             ask_catalog(uri, question)
         assert caught.value.exit_code == EXIT_PREFLIGHT
         proxy.refusal = ""
+
+
+@pytest.mark.parametrize("rows", [[], [span("a", clips=[clip(0, 0.9)])]], ids=["empty", "one"])
+def test_a_question_does_not_wait_for_pandas(results, rows):
+    write_run(results)
+    if rows:
+        write_part(results, rows)
+    code = "import sys; from scanner.cli import main; main(standalone_mode=False); print(*sys.modules, file=sys.stderr)"
+    asked = [sys.executable, "-c", code, "query", "flagged", "--results", str(results)]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60)
+    assert "duckdb" in done.stderr.split()
+    assert "pandas" not in done.stderr.split()
