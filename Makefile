@@ -14,7 +14,7 @@ demo: $(VENV)/.installed  ## scan the sample archive and show what was found
 	@echo; echo "Exit code 3: some videos failed, as the broken ones of the sample archive must."
 
 test: $(VENV)/.installed-dev lint  ## every check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -25,6 +25,14 @@ settings.load_profile("deepsweep")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "logs_errors: the test wants an ERROR to be logged")
+    config.addinivalue_line("markers", "ray: the test starts Ray; such tests never run beside each other")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist, one process runs all that needs Ray, whose nodes would fight for the cores; modules stay whole."""
+    for item in items:
+        needs_ray = item.get_closest_marker("ray") or "scanned" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.nodeid.partition("::")[0]))
 
 
 class _Kept(logging.Handler):

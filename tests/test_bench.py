@@ -17,6 +17,8 @@ from tests.bench_scale import MIB, Sample, shortfalls, unfinished
 from tests.processes import Process, Watch, end, family
 from tests.scans import ROOT, environment
 
+pytestmark = pytest.mark.ray
+
 
 def arrivals(spans: int, workers: int, start: float, each: float) -> list[float]:
     """When results come from workers that began together and take equally long, a little apart."""

@@ -12,6 +12,8 @@ import pytest
 
 from tests.zoo import ARCHIVE
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -28,6 +28,8 @@ from tests.cluster.autoscaling import Head, autoscaling_cluster
 from tests.scans import ROOT, TIMEOUT_S, deepsweep, environment, videos
 from tests.zoo import ARCHIVE
 
+pytestmark = pytest.mark.ray
+
 VIDEO = ARCHIVE / "formats" / "vp9.webm"
 
 

@@ -30,6 +30,8 @@ from scanner.errors import EXIT_PREFLIGHT
 from tests.scans import ROOT, deepsweep
 from tests.zoo import ARCHIVE
 
+pytestmark = pytest.mark.ray
+
 GIB = 1 << 30
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # the cluster wants none, and this machine may have one from another
 HERE = {"Python": "3.11.7", "Ray": "2.60.0", "deepsweep": "0.1.0"}

@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 
 from cluster.connect import connect, disconnect
 from cluster.plan import plan_for
@@ -29,6 +30,8 @@ from scanner.sources import Video
 from tests.bench_scale import Split, cluster, spilled
 from tests.noise import analyzed_span
 from tests.scans import ROOT
+
+pytestmark = pytest.mark.ray
 
 SPANS = 24
 STORE = 256 << 20  # bytes of each node's object store: a third of all the crops, 33 MB a span

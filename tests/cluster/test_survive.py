@@ -32,6 +32,8 @@ from tests.s3 import BUCKET, Storm
 from tests.scanner.test_storage import in_namespace, put
 from tests.scans import ROOT, TIMEOUT_S, environment, videos
 
+pytestmark = pytest.mark.ray
+
 FEW = ("street/no_face.mp4", "talks/real_blinks.mp4")
 
 # --- a cluster ------------------------------------------------------------------------------------------

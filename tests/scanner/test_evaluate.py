@@ -21,6 +21,8 @@ from scanner.results import Status
 from tests.scans import deepsweep, rows
 from tests.zoo import ARCHIVE, ZOO
 
+pytestmark = pytest.mark.ray
+
 REAL = ('it\'s "ünïcode" ; name.mp4', "rotated_90.mp4", "text.mp4")
 FAKE = "fake_selfblend.mp4"
 
@@ -37,14 +39,14 @@ def _refusal(*arguments: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def evaluated(tiny_model, tmp_path_factory):
+def evaluated(tmp_path_factory):
     """(FOLDER, DATA, what was printed) of an evaluation of three real files, one of them text, and a fake one."""
     where = tmp_path_factory.mktemp("evaluate")
     data, out = where / "my data", where / "report"
     for name in REAL:
         _place(name, data / "real")
     _place(FAKE, data / "fake" / "blends")
-    done = deepsweep("evaluate", data, "--model", tiny_model, "--out", out, "--reencode", "35")
+    done = deepsweep("evaluate", data, "--out", out, "--reencode", "35")
     assert done.returncode == EXIT_SOME_FAILED, done.stderr  # text.mp4
     return out, data, done.stdout
 
@@ -95,10 +97,10 @@ def test_what_is_written_and_printed(evaluated):
     assert "1 video could not be judged" in printed
 
 
-def test_the_same_command_again_scans_nothing(evaluated, tiny_model):
+def test_the_same_command_again_scans_nothing(evaluated):
     out, data, _ = evaluated
     before = (out / "report.json").read_text(encoding="utf-8")
-    done = deepsweep("evaluate", data, "--model", tiny_model, "--out", out, "--reencode", "35", "--quiet")
+    done = deepsweep("evaluate", data, "--out", out, "--reencode", "35", "--quiet")
     assert done.returncode == EXIT_SOME_FAILED and done.stdout == ""
     assert len(list((out / "results" / "runs").iterdir())) == 1
     assert len(list((out / "results-crf35" / "runs").iterdir())) == 1
@@ -116,24 +118,24 @@ def test_an_untrained_model_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_one_label_is_refused(tmp_path, tiny_model):
+def test_one_label_is_refused(tmp_path):
     _place(FAKE, tmp_path / "data" / "fake")
-    text = _refusal(tmp_path / "data", "--model", tiny_model, "--out", tmp_path / "out")
+    text = _refusal(tmp_path / "data", "--out", tmp_path / "out")
     assert "none is real" in text
 
 
-def test_two_videos_of_one_name_are_refused(tmp_path, tiny_model):
+def test_two_videos_of_one_name_are_refused(tmp_path):
     for part in ("a", "b"):
         _place(FAKE, tmp_path / part / "data" / "fake")
         _place(REAL[0], tmp_path / part / "data" / "real", f"{part}.mp4")
-    text = _refusal(tmp_path / "a" / "data", tmp_path / "b" / "data", "--model", tiny_model, "--out", tmp_path / "out")
+    text = _refusal(tmp_path / "a" / "data", tmp_path / "b" / "data", "--out", tmp_path / "out")
     assert f"data/fake/{FAKE}" in text
 
 
-def test_results_on_s3_are_refused(tmp_path, tiny_model):
+def test_results_on_s3_are_refused(tmp_path):
     _place(FAKE, tmp_path / "data" / "fake")
     _place(REAL[0], tmp_path / "data" / "real")
-    assert "on this machine" in _refusal(tmp_path / "data", "--model", tiny_model, "--out", "s3://bucket/report")
+    assert "on this machine" in _refusal(tmp_path / "data", "--out", "s3://bucket/report")
 
 
 # --- copies -------------------------------------------------------------------------------------------------------

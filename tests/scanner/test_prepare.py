@@ -30,6 +30,8 @@ from scanner.results import Status
 from tests.scanner.signals import frames_of, zoo_path
 from tests.scans import ROOT, deepsweep
 
+pytestmark = pytest.mark.ray
+
 SECONDS = 2  # of each video: ten crops of a face
 RIGHT_EYE, LEFT_EYE, CHIN = 33, 263, 152  # FaceMesh indices
 EXIF_ROTATED = 6  # stored lying on its left side: turn it 90 degrees clockwise

@@ -29,6 +29,8 @@ from tests.scanner.test_webhook import Receiver
 from tests.scans import ROOT, SPANS, begin_scan, deepsweep, interrupted_scan, parts_of, rows, videos
 from tests.zoo import ARCHIVE, ZOO
 
+pytestmark = pytest.mark.ray
+
 SHIPPED = {name: clip for name, clip in ZOO.items() if clip.shipped}
 VIEWS = ("videos", "clips", "frames", "faces", "thumbnails")
 

@@ -22,6 +22,8 @@ from scanner.errors import EXIT_PREFLIGHT, UserError
 from scanner.watchdog import INTERRUPT, SLOWEST_DOWNLOAD, Stalled, Watchdog, bounded, patience_s
 from tests.scans import ROOT, environment
 
+pytestmark = pytest.mark.ray
+
 
 def watchdog(pulse=lambda: 0, diagnose=lambda: ["Analyze: waits for Godot."], patience: float = 0.05) -> Watchdog:
     return Watchdog(lambda: patience, pulse, diagnose, poll_s=0.01, grace_s=60, look_s=0.2)
