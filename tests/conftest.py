@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "ray: the test starts Ray; such tests never run beside each other")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under xdist, one process runs all that needs Ray, whose nodes would fight for the cores; modules stay whole."""
     for item in items:
