@@ -25,15 +25,7 @@ settings.load_profile("deepsweep")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "logs_errors: the test wants an ERROR to be logged")
-    config.addinivalue_line("markers", "ray: the test starts Ray; such tests never run beside each other")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist, one process runs all that needs Ray, whose nodes would fight for the cores; modules stay whole."""
-    for item in items:
-        needs_ray = item.get_closest_marker("ray") or "scanned" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.nodeid.partition("::")[0]))
+    config.addinivalue_line("markers", "ray: the test needs Ray; `make test` runs these in turn, and beside them the others")
 
 
 class _Kept(logging.Handler):

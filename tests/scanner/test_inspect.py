@@ -42,6 +42,7 @@ def told(found: Inspection, view: str) -> list[dict[str, Any]]:
 # --- the numbers of a scan ------------------------------------------------------------------------------------
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view_holds_what_a_scan_writes(scanned: tuple[Path, list], view: str):
     of_scan = {name: [row for row in rows(scanned[0], view) if row["uri"].endswith(name)] for name in COMPARED}
