@@ -25,7 +25,7 @@ settings.load_profile("deepsweep")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "logs_errors: the test wants an ERROR to be logged")
-    config.addinivalue_line("markers", "ray: the test needs Ray; `make test` runs these in turn, and beside them the others")
+    config.addinivalue_line("markers", "ray: the test needs Ray; `make test` runs the others beside these")
 
 
 class _Kept(logging.Handler):
