@@ -19,18 +19,21 @@ if TYPE_CHECKING:
     from models.network import ClipNet
     from models.training.fit import Progress
 
+JUDGED_AFTER = 600  # steps: the first few hundred look like guessing even where the network learns
+GUESSING = 0.53  # of the frames right: what a dead network reaches by chance over a hundred small batches
+
 
 @click.command()
 @click.argument("prep", nargs=-1, required=True, metavar="PREP...")
 @click.option("--out", required=True, metavar="RUN", help="Folder for the state, the curves and the model.")
 @click.option("--name", default="mine", show_default=True, help="Name of the model: what results will call it.")
 @click.option(
-    "--epochs", type=click.FloatRange(min=0), default=8.0, show_default=True, help="Passes over genuine stills."
+    "--epochs", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Passes over genuine stills."
 )
 @click.option(
     "--video-epochs",
     type=click.FloatRange(min=0.01),
-    default=2.0,
+    default=0.5,
     show_default=True,
     help="Passes over stills and videos together, with labelled fakes.",
 )
@@ -42,7 +45,14 @@ if TYPE_CHECKING:
     help="Parts of the sources held out in turn, for figures and calibration; 0: one part, held out throughout.",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(2, 4096), default=16, show_default=True, help="Frames, half of them genuine."
+    "--batch-size", type=click.IntRange(2, 4096), default=32, show_default=True, help="Frames, half of them genuine."
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=2e-4,
+    show_default=True,
+    help="Of the convolutions, at its peak.",
 )
 @click.option("--clips", type=click.IntRange(2), default=600, show_default=True, help="Clips for the temporal head.")
 @click.option(
@@ -191,7 +201,7 @@ class _Screen:
             disable=quiet or not sys.stderr.isatty(),
         )
         self.bar.start()
-        self.loss = 0.0
+        self.loss = self.right = 0.0
 
     def say(self, text: str) -> None:
         """One line."""
@@ -209,8 +219,15 @@ class _Screen:
     def progress(self, stage: str, progress: Progress) -> None:
         """A step is done."""
         if progress.loss == progress.loss:  # the clip head's drawing has no loss
-            self.loss = progress.loss if progress.step == 1 else 0.98 * self.loss + 0.02 * progress.loss
+            old = 0.0 if progress.step == 1 else 0.98
+            self.loss = old * self.loss + (1 - old) * progress.loss
+            self.right = old * self.right + (1 - old) * progress.accuracy
             self.curves.step(stage, progress.step, progress.loss, progress.accuracy, progress.learning_rate)
+            if progress.step == JUDGED_AFTER and self.right < GUESSING:
+                self.say(
+                    f"{stage}: after {JUDGED_AFTER} steps {self.right:.0%} of the frames are right, which is guessing. "
+                    "If it stays so, begin anew with a lower --learning-rate, and check the labels."
+                )
         self.bar.update(self.task, completed=progress.step, note=f"loss {self.loss:.3f}" if self.loss else "")
 
     def figure(self, stage: str, name: str, value: float) -> None:

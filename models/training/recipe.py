@@ -34,12 +34,13 @@ MAIN, STILLS = "all", "stills"
 class Recipe:
     """What decides the outcome of a training, apart from the data and the first weights."""
 
-    epochs: float = 8.0  # passes over the genuine stills, pseudo-fakes only; 0: without that stage
-    video_epochs: float = 2.0  # passes over stills and videos together, with labelled fakes
+    epochs: float = 10.0  # passes over the genuine stills, pseudo-fakes only; 0: without that stage
+    video_epochs: float = 0.5  # passes over stills and videos together, with labelled fakes: more learns them by heart
     #: Sources held out in turn, for honest figures and calibration; the last network sees all of them. Below 2: one
     #: part is held out throughout, and chooses the checkpoint besides, which flatters its figures a little.
     folds: int = 3
-    batch_size: int = 16  # frames, half of them genuine
+    batch_size: int = 32  # frames, half of them genuine
+    learning_rate: float = Fit.learning_rate  # of the convolutions, at its peak
     clips: int = 600  # sequences that the clip head learns from
     seed: int = 0
 
@@ -138,7 +139,8 @@ class _Stages:
         sampler = Sampler(tracks, self.geometry, 1, labelled, VIDEO_SHARE, seed)
         pairs = self.recipe.batch_size // 2
         genuine = sum(not track.fake for track in tracks)
-        fit = Fit(steps=max(1, round(epochs * genuine / pairs)), pairs=pairs, seed=seed)
+        steps = max(1, round(epochs * genuine / pairs))
+        fit = Fit(steps, pairs, self.recipe.learning_rate, seed=seed)
 
         def make() -> ClipNet:
             self.log.stage(name, fit.steps)

@@ -13,7 +13,7 @@ from models.training.degrade import degrade
 from models.training.fakes import Face, Fake, animate, lip_sync, re_render, self_blend, swap
 
 #: Kinds of pseudo-fakes and how often each is made; "labelled" pairs come from real deepfakes.
-PSEUDO_ODDS = {"self_blend": 0.62, "swap": 0.12, "lip_sync": 0.1, "animate": 0.08, "re_render": 0.08}
+PSEUDO_ODDS = {"self_blend": 0.54, "swap": 0.16, "lip_sync": 0.12, "animate": 0.09, "re_render": 0.09}
 #: Sides in px at which a crop is manipulated and degraded before it is resized for the network: faces in archives
 #: are small and large, and a blending edge looks different at each size.
 WORK_SIDES = (128, 288)

@@ -14,9 +14,11 @@ from click.testing import CliRunner, Result
 from models.golden import check_golden
 from models.registry import load_network, load_spec
 from models.scorer import ClipScorer
+from models.training.fit import Progress
 from queries.report.cards import ModelCard, find_card
 from scanner import calibration
 from scanner.cli import main
+from scanner.train import _Screen
 from tests.models.training.conftest import crop, write_prep
 
 __all__ = ["crop"]  # a fixture
@@ -131,3 +133,13 @@ def test_what_cannot_be_trained_is_one_sentence(trained, tmp_path, arguments, wo
     result = run(*[argument.format(**places) for argument in arguments])
     assert result.exit_code == 2
     assert words in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(("accuracy", "warned"), [(0.5, True), (0.6, False)])
+def test_a_network_that_only_guesses_is_told_of_while_there_is_time(tmp_path, capsys, accuracy, warned):
+    screen = _Screen(tmp_path, quiet=False)
+    screen.stage("stills", 700)
+    for step in range(1, 701):
+        screen.progress("stills", Progress(step, 0.69, accuracy, 1.0))
+    screen.close()
+    assert ("lower --learning-rate" in capsys.readouterr().err) == warned
