@@ -201,7 +201,6 @@ class _Screen:
             disable=quiet or not sys.stderr.isatty(),
         )
         self.bar.start()
-        self.loss = self.right = 0.0
 
     def say(self, text: str) -> None:
         """One line."""
@@ -213,19 +212,21 @@ class _Screen:
         for task in list(self.bar.tasks):
             self.bar.update(task.id, completed=task.total)
         self.task = self.bar.add_task(name, total=steps, note="")
+        self.steps, self.loss, self.right = 0, 0.0, 0.0
         if self.bar.disable:
             self.say(f"{name}: {steps} steps")
 
     def progress(self, stage: str, progress: Progress) -> None:
         """A step is done."""
         if progress.loss == progress.loss:  # the clip head's drawing has no loss
-            old = 0.0 if progress.step == 1 else 0.98
-            self.loss = old * self.loss + (1 - old) * progress.loss
-            self.right = old * self.right + (1 - old) * progress.accuracy
+            self.steps += 1  # not the training's own: one that is resumed begins amid a stage
+            share = max(0.02, 1 / self.steps)
+            self.loss += share * (progress.loss - self.loss)
+            self.right += share * (progress.accuracy - self.right)
             self.curves.step(stage, progress.step, progress.loss, progress.accuracy, progress.learning_rate)
-            if progress.step == JUDGED_AFTER and self.right < GUESSING:
+            if self.steps == JUDGED_AFTER and self.right < GUESSING:
                 self.say(
-                    f"{stage}: after {JUDGED_AFTER} steps {self.right:.0%} of the frames are right, which is guessing. "
+                    f"{stage}: after {progress.step} steps {self.right:.0%} of the frames are right: it guesses. "
                     "If it stays so, begin anew with a lower --learning-rate, and check the labels."
                 )
         self.bar.update(self.task, completed=progress.step, note=f"loss {self.loss:.3f}" if self.loss else "")

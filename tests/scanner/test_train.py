@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from models.golden import check_golden
 from models.registry import load_network, load_spec
 from models.scorer import ClipScorer
 from models.training.fit import Progress
+from models.training.recipe import Recipe
 from queries.report.cards import ModelCard, find_card
 from scanner import calibration
 from scanner.cli import main
-from scanner.train import _Screen
+from scanner.train import _Screen, train
 from tests.models.training.conftest import crop, write_prep
 
 __all__ = ["crop"]  # a fixture
@@ -135,11 +137,16 @@ def test_what_cannot_be_trained_is_one_sentence(trained, tmp_path, arguments, wo
     assert words in result.output and "Traceback" not in result.output
 
 
-@pytest.mark.parametrize(("accuracy", "warned"), [(0.5, True), (0.6, False)])
-def test_a_network_that_only_guesses_is_told_of_while_there_is_time(tmp_path, capsys, accuracy, warned):
+@pytest.mark.parametrize(("first", "accuracy", "warned"), [(1, 0.5, True), (1, 0.6, False), (501, 0.56, False)])
+def test_a_network_that_only_guesses_is_told_of_while_there_is_time(tmp_path, capsys, first, accuracy, warned):
     screen = _Screen(tmp_path, quiet=False)
-    screen.stage("stills", 700)
-    for step in range(1, 701):
+    screen.stage("stills", 1300)
+    for step in range(first, 1301):  # not from 1 where it was resumed
         screen.progress("stills", Progress(step, 0.69, accuracy, 1.0))
     screen.close()
     assert ("lower --learning-rate" in capsys.readouterr().err) == warned
+
+
+def test_the_options_are_the_recipe_by_default():
+    defaults = {option.name: option.default for option in train.params}
+    assert {field.name: defaults[field.name] for field in fields(Recipe)} == asdict(Recipe())
