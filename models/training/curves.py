@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = ("stage", "step", "loss", "accuracy", "learning_rate", "seconds")
-AVERAGED = 20  # steps per point: single batches of 16 frames say little
+AVERAGED = 20  # steps per point: single batches say little
 
 
 class Curves:
