@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +87,7 @@ class VideoInfo:
     rotation: int  # degrees counter-clockwise that make the stored picture upright
     pixel_aspect: float  # width / height of a stored pixel
     container: str  # FFmpeg's name of the format
+    tick: Fraction = Fraction(1, 10**6)  # seconds that the stream counts its PTS in
 
 
 class Frame(NamedTuple):
@@ -153,6 +155,7 @@ def probe(path: Path) -> VideoInfo:
             rotation=rotation,
             pixel_aspect=aspect,
             container=container.format.name,
+            tick=stream.time_base or VideoInfo.tick,
         )
 
 
@@ -188,9 +191,18 @@ def sample(times: np.ndarray, t_start: float, t_end: float, fps: float) -> np.nd
     return inside[np.r_[True, np.diff(slots) > 0]]
 
 
+def on_ticks(times: np.ndarray, info: VideoInfo) -> np.ndarray:
+    """The PTS that single-precision times stand for, (frames,) float64 seconds: 2.4, and not 2.4000000953674316.
+
+    Where single precision is coarser than the stream's ticks (of 1/90,000 s: after two minutes), the nearest one.
+    """
+    ticks = np.round(times.astype(np.float64) / float(info.tick))
+    return ticks * info.tick.numerator / info.tick.denominator
+
+
 def grid_slot(t, fps: float):
     """Number of the grid line at or before each moment: int64, of the shape of t (seconds)."""
-    # decord's times are float32: the nudge keeps 0.2 s * 15 fps in slot 3 though it computes to 2.9999.
+    # decord's times come from float32: the nudge keeps 0.2 s * 15 fps in slot 3 though it computes to 2.9999.
     return np.floor(np.asarray(t) * fps + SLOT_NUDGE).astype(np.int64)
 
 
@@ -224,7 +236,7 @@ def _decord_reader(path: Path, info: VideoInfo):
         if times[0] < 0:
             raise DecordGaveUp("an edit list hides the first frames, which decord miscounts")
         # decord counts from the first picture, we from the container's start.
-        _DecordCache.key, _DecordCache.reader, _DecordCache.times = key, reader, times + info.start_s
+        _DecordCache.key, _DecordCache.reader, _DecordCache.times = key, reader, on_ticks(times, info) + info.start_s
     return _DecordCache.reader, _DecordCache.times
 
 
