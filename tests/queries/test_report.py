@@ -466,6 +466,8 @@ def test_it_fits_a_narrow_window_and_prints_what_is_closed(written, page):
     page.set_viewport_size({"width": 380, "height": 700})
     page.goto(written.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.set_viewport_size({"width": 1024, "height": 700})
+    assert page.evaluate("(one => one.scrollWidth <= one.clientWidth)(document.querySelector('#ranking .scroll'))")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details.evidence:not([open])").count() == 0
     page.evaluate("dispatchEvent(new Event('afterprint'))")
