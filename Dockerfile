@@ -34,7 +34,7 @@ COPY constraints.txt /opt/deepsweep/
 FROM base AS cpu
 ARG CPU_TORCH_INDEX=
 RUN if [ -n "$CPU_TORCH_INDEX" ]; then \
-        python -m pip install -c /opt/deepsweep/constraints.txt --index-url "$CPU_TORCH_INDEX" torch torchvision; \
+        python -m pip install -c /opt/deepsweep/constraints.txt --index-url "$CPU_TORCH_INDEX" torch; \
     fi
 COPY --from=wheel /wheels /opt/deepsweep/
 # Two packages own the folder cv2; the one that needs no libGL must be the last one installed.

@@ -1,28 +1,67 @@
-"""The convolutions that see a face: MobileNetV2 from torchvision, and MesoNet-4 to compare with."""
+"""The convolutions that see a face: MobileNetV2, and MesoNet-4 to compare with."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+#: Of each stage of MobileNetV2: expansion, channels, blocks, stride of the first block (Sandler et al. 2018, table 2).
+_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+_STEM, _LAST = 32, 1280  # channels of the first and the last convolution
 _MESO_MAP = 8  # cells on a side of MesoNet-4's last map, where its input has 256 px
-_KEEP: list[torch.library.Library] = []  # an operator's schema lives as long as its Library
 
 
 def mobilenet_v2_features(width_mult: float) -> nn.Sequential:
-    """Convolutions of MobileNetV2 (Sandler et al. 2018), randomly initialised.
+    """Convolutions of MobileNetV2 (Sandler et al. 2018), randomly initialised (He et al. 2015, by fan-out).
 
-    Maps (N, 3, H, W) float to (N, channels, ceil(H/32), ceil(W/32)).
+    Maps (N, 3, H, W) float to (N, channels, ceil(H/32), ceil(W/32)). Modules and tensors are named as torchvision
+    names those of its `mobilenet_v2().features`, so that weights go either way. They are written out here because
+    importing torchvision.models costs each process two seconds of a core, and fails beside a torch of another build.
     """
-    _import_torchvision()
-    from torchvision.models import mobilenet_v2
-
-    features = mobilenet_v2(weights=None, width_mult=width_mult).features
-    assert isinstance(features, nn.Sequential)
+    channels = _in_eights(_STEM * width_mult)
+    blocks: list[nn.Module] = [_convolution(3, channels, 3, stride=2)]
+    for expansion, width, count, stride in _STAGES:
+        for number in range(count):
+            out = _in_eights(width * width_mult)
+            blocks.append(_InvertedResidual(channels, out, expansion, 1 if number else stride))
+            channels = out
+    blocks.append(_convolution(channels, _in_eights(_LAST * max(1.0, width_mult)), 1))
+    features = nn.Sequential(*blocks)
+    for module in features.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
     return features
+
+
+class _InvertedResidual(nn.Module):
+    """A depthwise convolution between a widening and a linear, narrowing one; added to its input where shapes allow."""
+
+    def __init__(self, channels: int, out: int, expansion: int, stride: int) -> None:
+        super().__init__()
+        inside = channels * expansion
+        self.conv = nn.Sequential(
+            *([_convolution(channels, inside, 1)] if expansion > 1 else []),
+            _convolution(inside, inside, 3, stride, groups=inside),
+            nn.Conv2d(inside, out, 1, bias=False),
+            nn.BatchNorm2d(out),
+        )
+        self.residual = stride == 1 and channels == out
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps + self.conv(maps) if self.residual else self.conv(maps)
+
+
+def _convolution(channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out), nn.ReLU6(inplace=True))
+
+
+def _in_eights(channels: float) -> int:
+    """The nearest multiple of 8 that takes away no more than a tenth: what width multipliers lead to."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
 def meso4_features(width_mult: float) -> nn.Sequential:
@@ -58,25 +97,3 @@ def feature_channels(features: nn.Sequential) -> int:
     """Channels of the maps that `features` gives: of MobileNetV2 1280, or more where it is wider than usual."""
     last = [module for module in features.modules() if isinstance(module, nn.Conv2d)][-1]
     return last.out_channels
-
-
-def _import_torchvision() -> None:
-    """Import torchvision beside a torch that its binary was not built for.
-
-    A package registry may pair a CPU torch with torchvision's CUDA build. Its compiled library then fails to load,
-    and the import stops at "operator torchvision::nms does not exist", where it registers shapes for two operators
-    that the library should have defined. The networks are plain Python and need neither, so
-    declaring the two is enough.
-    """
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]  # half imported
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEEP.append(library)
-        import torchvision  # noqa: F401  the second try, which must succeed

@@ -31,7 +31,7 @@ from models.metrics import (
 
 VERDICTS = ("fake", "uncertain", "real")
 UNNAMED = "unnamed"  # fakes whose data set does not say how they were made
-REPORTED_PACKAGES = ("deepsweep", "torch", "torchvision", "mediapipe", "decord", "av", "numpy", "ray")
+REPORTED_PACKAGES = ("deepsweep", "torch", "mediapipe", "decord", "av", "numpy", "ray")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ CANDIDATES = 24  # drawn clips that the two are chosen from
 _MAX_BYTES = 64 * 2**10
 _UNIT = 1024  # half a picture's side: shapes are laid out in this unit, whatever the size
 _GRID = 6  # cells of the smooth shading
-_MADE_WITH = ("torch", "torchvision", "numpy")  # what a shift of scores would come from
+_MADE_WITH = ("torch", "numpy")  # what a shift of scores would come from
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,6 @@ REPORTED_PACKAGES = (
     "deepsweep",
     "ray",
     "torch",
-    "torchvision",
     "mediapipe",
     "decord",
     "av",
