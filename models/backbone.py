@@ -14,7 +14,7 @@ _MESO_MAP = 8  # cells on a side of MesoNet-4's last map, where its input has 25
 
 
 def mobilenet_v2_features(width_mult: float) -> nn.Sequential:
-    """Convolutions of MobileNetV2 (Sandler et al. 2018), randomly initialised (He et al. 2015, by fan-out).
+    """Convolutions of MobileNetV2 (Sandler et al. 2018), randomly initialised (He et al. 2015).
 
     Maps (N, 3, H, W) float to (N, channels, ceil(H/32), ceil(W/32)). Modules and tensors are named as torchvision
     names those of its `mobilenet_v2().features`, so that weights go either way. They are written out here because
@@ -31,7 +31,7 @@ def mobilenet_v2_features(width_mult: float) -> nn.Sequential:
     features = nn.Sequential(*blocks)
     for module in features.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            nn.init.kaiming_normal_(module.weight)  # a new batch norm changes nothing: without it the signal would fade
     return features
 
 

@@ -55,8 +55,8 @@ def test_folding_and_unfolding_change_no_answer(backbone):
 
 def test_training_lowers_the_loss_and_leaves_the_clip_head_alone(network, sampler):
     losses = []
-    fitted = fit_frames(network, sampler, Fit(steps=30, learning_rate=3e-3), CPU, lambda p: losses.append(p.loss))
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.01
+    fitted = fit_frames(network, sampler, Fit(steps=12, learning_rate=3e-3), CPU, lambda p: losses.append(p.loss))
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
     assert torch.equal(fitted.lstm.weight_ih_l0, network.lstm.weight_ih_l0)
     assert not torch.equal(fitted.frame_head.weight, network.frame_head.weight)
 
