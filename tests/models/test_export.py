@@ -200,15 +200,15 @@ def test_a_graph_that_scores_otherwise_is_not_written(exported, tiny_folder: Pat
     assert not any(tmp_path.iterdir())
 
 
-def test_two_lstm_layers(tmp_path: Path):
+def test_another_backbone_with_two_lstm_layers(tmp_path: Path):
     import torch
 
     from models.network import ClipNet
 
-    architecture = Architecture(width_mult=0.35, lstm_hidden=24, lstm_layers=2)
+    architecture = Architecture(backbone="meso4", lstm_hidden=24, lstm_layers=2)
     torch.manual_seed(0)
     save_model(
-        tmp_path / "model", ClipNet(architecture).eval(), replace(SPEC, architecture=architecture, input_size=32)
+        tmp_path / "model", ClipNet(architecture).eval(), replace(SPEC, architecture=architecture, input_size=256)
     )
     assert "N = 2, T = 12: " in run("--model", tmp_path / "model", "--out", tmp_path / "out")
 
