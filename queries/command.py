@@ -17,6 +17,7 @@ import click
 from queries.formats import FORMATS, write_answer
 from queries.options import queries_option, results_option, split_param
 from queries.run import Answer, NamedQuery, find_query, first_rows, load_queries, run_query, untrained_videos
+from queries.stopping import stoppable
 from queries.text import escape_controls
 from scanner.errors import UserError
 
@@ -111,12 +112,13 @@ class _Asker:
         most: show no more rows than this in a table, which is held in memory.
         """
         named = find_query(question, self.queries)
-        answer = run_query(self.connection, question, values, queries=self.queries, unsafe=self.unsafe)
-        if not answer.schema.names:
-            return
         cut = most if most and self.format == "table" else None
-        with closing(answer.batches):
-            rows = self._write(first_rows(answer, cut) if cut else answer, output)
+        with stoppable(self.connection):
+            answer = run_query(self.connection, question, values, queries=self.queries, unsafe=self.unsafe)
+            if not answer.schema.names:
+                return
+            with closing(answer.batches):
+                rows = self._write(first_rows(answer, cut) if cut else answer, output)
         notes = [f"{rows:,} row{'' if rows == 1 else 's'}."] if output or self.format == "table" else []
         notes += [f"There may be more: the prompt shows {cut:,}."] if rows == cut else []
         if named:

@@ -211,6 +211,8 @@ def _reasons() -> Iterator[None]:
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
+        if str(error).startswith("INTERRUPT Error"):  # DuckDB's or Arrow's word for what stoppable did
+            raise KeyboardInterrupt from None
         raise UserError(one_sentence(error)) from None
     except RuntimeError as error:
         if "Query interrupted" not in str(error):  # how DuckDB reports a signal that came while it worked

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -283,12 +284,15 @@ def test_ctrl_c_drops_what_was_typed(archive):
         assert terminal.end() == EXIT_OK
 
 
-def test_ctrl_c_stops_a_question(archive):
+def test_ctrl_c_stops_a_question_whenever_it_comes(archive):
+    """DuckDB alone missed one signal in thirty, most of them a few milliseconds after the question."""
     with Terminal(archive) as terminal:
-        terminal.type("SELECT 'asked'; SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b;\n")
-        terminal.wait_for("1 row.")  # the first is answered: the second is under way, or about to be
-        terminal.interrupt()
-        terminal.wait_for(PROMPT)
+        for number in range(40):
+            terminal.type("SELECT 'asked'; SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b;\n")
+            terminal.wait_for("1 row.")  # the first is answered: the second is under way, or about to be
+            time.sleep(number * 0.0003)
+            terminal.interrupt()
+            terminal.wait_for(PROMPT)
         terminal.type("SELECT 40 + 2 AS n;\n")
         terminal.wait_for("42")
 
