@@ -49,7 +49,7 @@ def test_folding_and_unfolding_change_no_answer(backbone):
     folded = fold_batch_norms(copy.deepcopy(network))
     for other in (folded, unfold_batch_norms(folded)):
         for ours, theirs in zip(network(frames, lengths), other(frames, lengths), strict=True):
-            assert torch.allclose(ours, theirs, atol=1e-4)
+            assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3)
     assert unfold_batch_norms(folded).state_dict().keys() == network.state_dict().keys()
 
 
