@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from scanner.errors import EXIT_PREFLIGHT, UserError
@@ -23,6 +23,12 @@ CORES_PER_CPU_SCORER = 3
 #: (60 s, 5 a second, 192 px): two batches of 4 with six faces each just fit into a 2 GiB object store.
 SPANS_PER_GPU_BATCH = 4
 SPANS_PER_PART = 16
+#: A task costs the driver about as much with one span in it as with several, which matters where short clips or many
+#: cores make it one of hundreds a second. So an analyser gets up to so many spans at once, as much video as so many
+#: full ones: fewer to do again when a node is lost, and no more memory for crops. Only where so many videos are there
+#: for each analyser; with fewer, some would have several spans to do in the end and others none.
+SPANS_PER_TASK, FULL_SPANS_PER_TASK = 4, 2
+VIDEOS_PER_ANALYZER = 16
 #: A batch waits for spans to come. With so many analysers for each of them it waits for a quarter of what one takes.
 ANALYZERS_PER_BATCHED_SPAN = 4
 #: Tasks that an actor has got, the one in work among them. The driver hands out new ones about ten times a second, and
@@ -72,6 +78,20 @@ class Plan:
     most_analyzers: int
     most_scorers: int
     short_of_memory: int = 0
+    spans_per_task: int = 1  # of analysis, at most
+
+    def for_videos(self, count: int) -> Plan:
+        """The plan for so many videos; batches then hold as much video as before, in fewer tasks' answers."""
+        if count < VIDEOS_PER_ANALYZER * self.most_analyzers:
+            return self
+        scored, part = self.score["batch_size"], self.score["batch_size"] * self.sink["batch_size"]
+        scored = max(1, scored // FULL_SPANS_PER_TASK)
+        return replace(
+            self,
+            spans_per_task=SPANS_PER_TASK,
+            score=self.score | {"batch_size": scored},
+            sink=self.sink | {"batch_size": max(1, part // (scored * FULL_SPANS_PER_TASK))},
+        )
 
 
 def make_plan(cpus: float, gpus: float, nodes: int = 1) -> Plan:

@@ -57,9 +57,10 @@ class Work:
     max_video_seconds: float
     thumbnails: int  # per span
     scratch: Scratch
+    spans_per_task: int  # at most, of analysis
 
     @classmethod
-    def of(cls, config: ScanConfig, run: RunFacts, scratch: Scratch) -> Work:
+    def of(cls, config: ScanConfig, run: RunFacts, scratch: Scratch, spans_per_task: int = 1) -> Work:
         """The work that a user's settings ask for."""
         spec = run.spec
         return cls(
@@ -74,6 +75,7 @@ class Work:
             max_video_seconds=config.max_video_seconds,
             thumbnails=config.thumbnails,
             scratch=scratch,
+            spans_per_task=spans_per_task,
         )
 
 
@@ -102,7 +104,7 @@ def dataset(todo: list[Any], work: Work, plan: Plan) -> ray.data.Dataset:
     return scored.map_batches(Sink, fn_constructor_args=(work,), **plan.sink)
 
 
-# --- what travels between stages --------------------------------------------------------------------------
+# --- what travels between stages: rows of spans, pickled ---------------------------------------------------
 
 
 class Written(NamedTuple):
@@ -117,7 +119,7 @@ class Written(NamedTuple):
 
 def written(batch: Mapping[str, Iterable[bytes]]) -> list[Written]:
     """The spans of a batch of `dataset`'s rows."""
-    return _unpack_batch(batch)
+    return _unpack(batch)
 
 
 def todo_block(items: Iterable[Todo]) -> pa.Table:
@@ -125,28 +127,36 @@ def todo_block(items: Iterable[Todo]) -> pa.Table:
     return pa.table({"item": pa.array([zlib.compress(pickle.dumps(list(items)), level=1)], pa.binary())})
 
 
-def _pack(item: Any) -> dict[str, Any]:
+def _pack(items: Iterable[Any]) -> dict[str, Any]:
     # As bytes, so that Arrow neither guesses at NULLs nor unpacks pictures that only pass through.
-    return {"item": pickle.dumps(item, protocol=5)}
+    return {"item": pickle.dumps(list(items), protocol=5)}
 
 
-def _unpack(row: dict[str, Any]) -> Any:
-    return pickle.loads(row["item"])
+def _pack_batch(items: Iterable[Any]) -> dict[str, np.ndarray]:
+    # One row, and so one block, which costs the driver as much as one that holds a single item.
+    packed = np.empty(1, dtype=object)
+    packed[0] = _pack(items)["item"]
+    return {"item": packed}
+
+
+def _unpack(rows_or_row: Mapping[str, Any]) -> list[Any]:
+    rows = rows_or_row["item"]
+    return [item for packed in ([rows] if isinstance(rows, bytes) else rows) for item in pickle.loads(packed)]
 
 
 # --- the stages -------------------------------------------------------------------------------------------
 
 
 class SplitIntoSpans:
-    """Video → spans: fetch it, read its header, cut it into pieces; leave out what is done."""
+    """Videos → spans: fetch each, read its header, cut it into pieces; leave out what is done."""
 
     def __init__(self, work: Work, guard: Guard | None = None) -> None:
         self.work = work
         self.guard = guard or Guard(preload=("scanner.decode",), memory_limit=work.memory_limit)
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for todo in pickle.loads(zlib.decompress(row["item"])):
-            yield from map(_pack, self.left(todo))
+        spans = (span for todo in pickle.loads(zlib.decompress(row["item"])) for span in self.left(todo))
+        yield from map(_pack, tasks(spans, self.work.spans_per_task, self.work.span_seconds))
 
     def left(self, todo: Todo) -> list[Span]:
         """The spans of a video that are still to be analysed, or the one that says why there are none."""
@@ -190,7 +200,7 @@ class SplitIntoSpans:
 
 
 class Analyze:
-    """Span → faces, signals and crops, by a child process that may be killed at any time."""
+    """Spans → faces, signals and crops, one after another, by a child process that may be killed at any time."""
 
     def __init__(self, work: Work, guard: Guard | None = None, tell: Callable[[float], object] | None = None) -> None:
         """tell: called in the child with the share of a span that is analysed, as that grows; picklable."""
@@ -200,13 +210,16 @@ class Analyze:
         self.tell = tell
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        span: Span = _unpack(row)
+        return _pack(map(self.attempt, _unpack(row)))
+
+    def attempt(self, span: Span) -> Span:
+        """Analyse it, unless it has failed already, or this process died over it time and again."""
         if span.status is not Status.OK:
-            return _pack(span)
+            return span
         began = time.perf_counter()
         with timed("analyze"), attempt("analyze", *_identity(span, self.work)) as may_try:
             span = self.analyze(span) if may_try else span.failed(Status.CRASHED, DIED)
-        return _pack(replace(span, worker_s=span.worker_s + time.perf_counter() - began))
+        return replace(span, worker_s=span.worker_s + time.perf_counter() - began)
 
     def analyze(self, span: Span) -> Span:
         """The span with its signals, or ended with the reason why there are none."""
@@ -254,7 +267,7 @@ class Score:
         self.scorer = ClipScorer(work.run.spec, device=device, threads=threads)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        spans = [pickle.loads(item) for item in batch["item"]]
+        spans: list[Span] = _unpack(batch)
         began = time.perf_counter()
         with timed("score"):
             spans = self.attempt(spans)
@@ -272,6 +285,9 @@ class Score:
 
     def score(self, spans: list[Span]) -> list[Span]:
         """The same spans, those with clips scored, all without their crops."""
+        if len(spans) > 1 and self.scorer.device.type == "cpu":
+            # No faster together there, and apart a span has the same scores to the last bit whatever comes with it.
+            return [one for span in spans for one in self.score([span])]
         spec = self.work.run.spec
         least = min_clip_frames(spec, self.work.clip_frames)
         clips = [clips_of(span.signals.faces, self.work.clip_frames, least) if span.signals else [] for span in spans]
@@ -330,7 +346,7 @@ class Sink:
         self.work = work
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        spans: list[Span] = _unpack_batch(batch)
+        spans: list[Span] = _unpack(batch)
         rows = [span_row(span, self.work.run) for span in spans]
         with timed("write"):
             write_part(self.work.results, self.work.run.run_id, rows, WRITE_PATIENCE_S)
@@ -359,6 +375,20 @@ def span_bounds(duration_s: float, span_seconds: float) -> list[tuple[float, flo
     return list(zip(starts, [*starts[1:], math.inf], strict=True))
 
 
+def tasks(spans: Iterable[Span], most: int, span_seconds: float) -> Iterator[list[Span]]:
+    """The spans in their order, by tasks: up to `most` at once, of one or two full spans' length together."""
+    task: list[Span] = []
+    seconds = 0.0
+    for span in spans:
+        task.append(span)
+        seconds += span.seconds
+        if len(task) >= most or seconds >= 1.5 * span_seconds:
+            yield task
+            task, seconds = [], 0.0
+    if task:
+        yield task
+
+
 def min_clip_frames(spec: ModelSpec, clip_frames: int) -> int:
     """The fewest crops that make a clip, where the user asked for shorter clips too."""
     return min(spec.min_clip_frames, clip_frames)
@@ -382,17 +412,6 @@ def _without_crops(span: Span) -> Span:
         return span
     faces = [replace(face, crops=face.crops[:0]) for face in span.signals.faces]
     return replace(span, signals=replace(span.signals, faces=faces))
-
-
-def _pack_batch(items: Iterable[Any]) -> dict[str, np.ndarray]:
-    # One row, and so one block, which costs the driver as much as one that holds a single item.
-    packed = np.empty(1, dtype=object)
-    packed[0] = pickle.dumps(list(items), protocol=5)
-    return {"item": packed}
-
-
-def _unpack_batch(batch: Mapping[str, Iterable[bytes]]) -> list[Any]:
-    return [item for packed in batch["item"] for item in pickle.loads(packed)]
 
 
 def _unforeseen(error: BaseException) -> str:

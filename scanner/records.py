@@ -40,6 +40,16 @@ class Span:
     worker_s: float = 0.0
     siblings: int = 0  # how many other spans of its video the run scans
 
+    @property
+    def end(self) -> float | None:
+        """Seconds into the video; the last span's, which has no end of its own, is the video's."""
+        return self.t_end if self.info is None or self.t_end is None else min(self.t_end, self.info.duration_s)
+
+    @property
+    def seconds(self) -> float:
+        """Of video; 0 where its header could not be read."""
+        return max(0.0, (self.end or 0.0) - self.t_start)
+
     def failed(self, status: Status, error: str) -> Span:
         """The same span, ended early."""
         return replace(self, status=status, error=error, signals=None, scores=None)
@@ -82,7 +92,7 @@ def span_row(span: Span, run: RunFacts) -> dict[str, Any]:
         "span_index": span.index,
         "span_count": span.count,
         "t_start": span.t_start,
-        "t_end": _end(span),
+        "t_end": span.end,
         "status": span.status.value,
         "error": span.error,
         "model": run.spec.label,
@@ -227,10 +237,6 @@ def _thumbnail_rows(span: Span, scores: ClipScores, run: RunFacts) -> list[dict[
             }
         )
     return rows
-
-
-def _end(span: Span) -> float | None:
-    return span.t_end if span.info is None or span.t_end is None else min(span.t_end, span.info.duration_s)
 
 
 def face_id(span: Span, number: int) -> str:

@@ -13,7 +13,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -136,7 +136,11 @@ def _run(
     sweep(base)
     began = time.monotonic()
     progress.phase = "starting"
-    with watchdog(config, inventory, progress), sigterm_interrupts(), Heartbeat(config.out, record, progress) as heart:
+    with (
+        watchdog(config, inventory, progress, record),
+        sigterm_interrupts(),
+        Heartbeat(config.out, record, progress) as heart,
+    ):
         try:
             resources, plan = ready(config.address, config.gpus, needs(config, inventory))
             record["plan"] = plan_facts(resources, plan)
@@ -144,8 +148,11 @@ def _run(
             set_up_ray_data()
             refs = [ray.put(block) for block in itertools.chain([first], inventory.blocks(progress))]
             progress.listing = False
+            plan = plan.for_videos(inventory.todo)
+            record["plan"] = plan_facts(resources, plan)
             progress.event("started", run_id=facts.run_id, videos=inventory.todo, **record["plan"])
-            work = Work.of(config, facts, Scratch(base / facts.run_id, config.scratch_size))
+            scratch = Scratch(base / facts.run_id, config.scratch_size)
+            work = Work.of(config, facts, scratch, plan.spans_per_task)
             for batch in dataset(refs, work, plan).iter_batches(batch_size=None, prefetch_batches=0):
                 if "first_result_s" not in record:
                     record["first_result_s"] = round(time.monotonic() - began, 2)
@@ -255,10 +262,14 @@ def needs(config: ScanConfig, inventory: Inventory) -> Needs:
     return Needs(folder, min(config.scratch_size, inventory.downloads), config.memory_limit)
 
 
-def watchdog(config: ScanConfig, inventory: Inventory, progress: Progress) -> Watchdog:
+def watchdog(config: ScanConfig, inventory: Inventory, progress: Progress, record: Mapping[str, Any]) -> Watchdog:
     """Ends a scan of which nothing moves any more: no video found, no span written, no task of a stage ended."""
+
+    def spans_per_task() -> int:
+        return record.get("plan", {"spans_per_task": 1})["spans_per_task"]  # none while Ray starts
+
     return Watchdog(
-        patience_s=lambda: patience_s(config, inventory.largest_download),
+        patience_s=lambda: patience_s(config, inventory.largest_download, spans_per_task()),
         pulse=lambda: (inventory.met, progress.spans_done, *pulse()),
         diagnose=diagnose,
     )
@@ -275,8 +286,8 @@ def set_up_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # A row is a span with megabytes of crops, or a video with hours of work behind it: every row travels as
-    # its own block, at once, so that no finished span waits for others and no long video keeps one actor.
+    # A row is a task's spans with megabytes of crops, or a video with hours of work behind it: every row travels as
+    # its own block, at once, so that no finished task waits for others and no long video keeps one actor.
     context.target_max_block_size = 1
     context.target_min_block_size = 1
     # Each stage runs ahead of the next by a few tasks only: a fetched video waits on disk, crops in memory.
@@ -333,6 +344,7 @@ def plan_facts(resources: Resources, plan: Plan) -> dict[str, Any]:
         "most_analyzers": plan.most_analyzers,
         "most_scorers": plan.most_scorers,
         "short_of_memory": plan.short_of_memory,
+        "spans_per_task": plan.spans_per_task,
     }
 
 

@@ -35,14 +35,16 @@ class Stalled(KeyboardInterrupt):
         self.diagnosis = diagnosis
 
 
-def patience_s(config: ScanConfig, largest_download: int) -> float:
+def patience_s(config: ScanConfig, largest_download: int, spans_per_task: int = 1) -> float:
     """Seconds of silence that are still normal: `--stall-minutes`, or longer than any one task may take.
 
-    largest_download: bytes of the largest video that is fetched first; 0 where all are local.
+    largest_download: bytes of the largest video that is fetched first; 0 where all are local. spans_per_task: that are
+    analysed one after another before anyone hears of them.
     """
     if config.stall_minutes is not None:
         return config.stall_minutes * 60
-    return ANALYSES_PER_SPAN * config.span_timeout + SLACK_S + largest_download / SLOWEST_DOWNLOAD
+    a_span_s = ANALYSES_PER_SPAN * config.span_timeout + largest_download / SLOWEST_DOWNLOAD
+    return spans_per_task * a_span_s + SLACK_S
 
 
 class Watchdog:

@@ -139,7 +139,9 @@ def measure(device: str, folder: Path) -> list[dict[str, float]]:
     try:
         set_up_ray_data()
         spans = [analyzed_span(work.analysis, SPAN_S[device], seed) for seed in range(min(BLOCKS, SPANS[device]))]
-        blocks = [ray.put(pa.table({"item": pa.array([pickle.dumps(one, protocol=5)], pa.binary())})) for one in spans]
+        blocks = [
+            ray.put(pa.table({"item": pa.array([pickle.dumps([one], protocol=5)], pa.binary())})) for one in spans
+        ]
         del spans
         todo: list[Any] = (blocks * SPANS[device])[: SPANS[device]]
         stage: dict[str, Any] = dict(make_plan(2, gpus).score)

@@ -22,9 +22,11 @@ from cluster.connect import (
 from cluster.growth import rooms_of
 from cluster.plan import (
     ANALYZERS_PER_BATCHED_SPAN,
+    FULL_SPANS_PER_TASK,
     MIN_CPUS,
     SPANS_PER_GPU_BATCH,
     SPANS_PER_PART,
+    VIDEOS_PER_ANALYZER,
     Plan,
     Room,
     make_plan,
@@ -258,6 +260,18 @@ def test_few_analysers_write_each_span_at_once():
     plan = make_plan(128, 1)
     assert plan.score["batch_size"] * plan.sink["batch_size"] == SPANS_PER_PART
     assert make_plan(128, 0).sink["batch_size"] == SPANS_PER_PART
+
+
+@given(cores, st.integers(0, 8), st.integers(0, 100_000))
+def test_tasks_of_several_spans_come_with_many_videos_and_batches_hold_no_more_video_than_before(cpus, gpus, videos):
+    before = make_plan(cpus, gpus)
+    plan = before.for_videos(videos)
+    assert (plan.spans_per_task > 1) == (videos >= VIDEOS_PER_ANALYZER * before.most_analyzers)
+    in_a_row = FULL_SPANS_PER_TASK if plan.spans_per_task > 1 else 1
+    assert plan.score["batch_size"] >= 1 and plan.sink["batch_size"] >= 1
+    scored = before.score["batch_size"], plan.score["batch_size"] * in_a_row
+    assert scored[1] <= max(scored[0], in_a_row)
+    assert scored[1] * plan.sink["batch_size"] <= max(scored[0] * before.sink["batch_size"], in_a_row)
 
 
 def test_two_batches_of_crowded_spans_fit_into_a_nodes_object_store():

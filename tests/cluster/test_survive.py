@@ -75,7 +75,7 @@ from scanner.pipeline import Analyze, Score, SplitIntoSpans, Todo, _unpack, todo
 from scanner.records import Span
 from scanner.sources import Video
 
-WORK = SimpleNamespace(run=SimpleNamespace(run_id=sys.argv[2]))
+WORK = SimpleNamespace(run=SimpleNamespace(run_id=sys.argv[2]), spans_per_task=4, span_seconds=60.0)
 
 def die_of(span):
     if span.uri.startswith("deadly"):

@@ -11,7 +11,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scanner.pipeline import SplitIntoSpans, Todo, span_bounds
+from scanner.pipeline import SplitIntoSpans, Todo, span_bounds, tasks
 from scanner.records import Span
 from scanner.sources import Video
 
@@ -23,6 +23,25 @@ def test_spans_cover_a_video_without_gap_in_pieces_of_about_one_length(duration:
     assert all(end == start for (_, end), (start, _) in itertools.pairwise(bounds))
     last = duration - bounds[-1][0]
     assert len(bounds) == 1 or length / 2 - 1e-3 <= last <= 1.5 * length + 1e-3
+
+
+@given(st.lists(st.floats(0, 90), max_size=50), st.integers(1, 8))
+def test_tasks_hold_every_span_once_and_little_video(lengths: list[float], most: int) -> None:
+    spans = [Span(f"{number}.mp4", "-", 1, t_end=length) for number, length in enumerate(lengths)]
+    found = list(tasks(spans, most, 60.0))
+    assert [span for task in found for span in task] == spans
+    for task in found:
+        assert 1 <= len(task) <= most
+        assert sum(span.seconds for span in task[:-1]) < 90, "which the last one comes to"
+    for task, following in itertools.pairwise(found):
+        full = len(task) == most or sum(span.seconds for span in task) >= 90
+        assert full, f"{following[0].uri} could be among them"
+
+
+def test_full_spans_go_by_two_and_a_long_last_one_alone() -> None:
+    spans = [Span("a.mp4", "-", 1, t_start=start, t_end=end) for start, end in ((0, 60), (60, 120), (120, 210), (0, 5))]
+    assert [len(task) for task in tasks(spans, 4, 60.0)] == [2, 1, 1]
+    assert [len(task) for task in tasks(spans, 1, 60.0)] == [1, 1, 1, 1]
 
 
 class Split(SplitIntoSpans):

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
 
+from cluster.plan import SPANS_PER_TASK
 from scanner.config import ScanConfig
 from scanner.diagnosis import Stage, diagnose, pulse, stage_sentences
 from scanner.errors import EXIT_PREFLIGHT, UserError
@@ -143,10 +144,10 @@ def test_a_job_that_ignores_ctrl_c_is_interrupted_too():
 # --- how patient it is ----------------------------------------------------------------------------------
 
 
-@given(st.floats(1, 86400), st.integers(0, 1 << 40))
-def test_it_waits_longer_than_any_task_may_take(span_timeout, largest):
+@given(st.floats(1, 86400), st.integers(0, 1 << 40), st.integers(1, SPANS_PER_TASK))
+def test_it_waits_longer_than_any_task_may_take(span_timeout, largest, spans):
     config = ScanConfig(span_timeout=span_timeout)
-    assert patience_s(config, largest) > 2 * span_timeout + largest / SLOWEST_DOWNLOAD
+    assert patience_s(config, largest, spans) > spans * (2 * span_timeout + largest / SLOWEST_DOWNLOAD)
 
 
 def test_or_as_long_as_the_user_says():
