@@ -285,15 +285,15 @@ class Score:
 
     def score(self, spans: list[Span]) -> list[Span]:
         """The same spans, those with clips scored, all without their crops."""
-        if len(spans) > 1 and self.scorer.device.type == "cpu":
-            # No faster together there, and apart a span has the same scores to the last bit whatever comes with it.
-            return [one for span in spans for one in self.score([span])]
         spec = self.work.run.spec
         least = min_clip_frames(spec, self.work.clip_frames)
         clips = [clips_of(span.signals.faces, self.work.clip_frames, least) if span.signals else [] for span in spans]
         pictures = [_crops(span, clip) for span, refs in zip(spans, clips, strict=True) for clip in refs]
         if not pictures:
             return [_without_crops(span) for span in spans]
+        if len(spans) > 1 and self.scorer.device.type == "cpu":
+            # No faster together there, and apart a span has the same scores to the last bit whatever comes with it.
+            return [one for span in spans for one in self.score([span])]
         try:
             padded, lengths = pad(pictures, self.work.clip_frames)
             probabilities, frames, pooled = self.scorer.score_and_pool(padded, lengths)
