@@ -94,7 +94,7 @@ class ScanConfig:
     gpus: float | None = option(None, "GPUs to use, or a share of one: 0.5 [default: all that are free].", low=0)
     stall_minutes: float | None = option(
         None,
-        "Stop if nothing moves for so long [default: twice --span-timeout, and 12 minutes or more for downloads].",
+        "Stop if nothing moves for so long [default: 32, 92 in large scans; more with --span-timeout and downloads].",
         low=0.1,
     )
     retry_failed: bool = option(False, "Scan videos again that failed before.")

@@ -127,11 +127,13 @@ def _plan(config: ScanConfig, inventory: Inventory) -> dict[str, Any]:
     if config.address is None:
         check_here(wanted)
         resources = resources_here(config.gpus)
-        return plan_facts(resources, plan_for(resources.rooms, resources.gpus, wanted.memory))
-    try:
-        return plan_facts(*ready(config.address, config.gpus, wanted))
-    finally:
-        disconnect()
+        plan = plan_for(resources.rooms, resources.gpus, wanted.memory)
+    else:
+        try:
+            resources, plan = ready(config.address, config.gpus, wanted)
+        finally:
+            disconnect()
+    return plan_facts(resources, plan.for_videos(inventory.todo))
 
 
 # --- estimates --------------------------------------------------------------------------------------------

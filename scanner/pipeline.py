@@ -28,6 +28,7 @@ from scanner.results import WRITE_PATIENCE_S, Status, write_part
 from scanner.scratch import FetchError, Scratch, ScratchFailed
 from scanner.sources import Video
 from scanner.storage import CredentialsFailed
+from scanner.uris import is_s3, local_path
 
 if TYPE_CHECKING:  # the stages work without Ray, too: one video is inspected in a process of its own
     import ray.data
@@ -64,7 +65,8 @@ class Work:
         """The work that a user's settings ask for."""
         spec = run.spec
         return cls(
-            results=config.out,
+            # Actors on a cluster that was started elsewhere have another working directory.
+            results=config.out if is_s3(config.out) else str(local_path(config.out).absolute()),
             run=run,
             analysis=Analysis(config.fps, min(spec.clip_fps, config.fps), spec.input_size, spec.crop_margin),
             clip_frames=config.clip_frames or spec.clip_frames,

@@ -216,7 +216,7 @@ class Scratch:
         """Make part a file of its final length, once that fits below the limit; evicts what nobody uses."""
         if size > self.limit_bytes:
             sizes = f"{size / 1e9:.2f} GB, scratch space {self.limit_bytes / 1e9:.2f} GB"
-            raise FetchError(Status.TOO_LARGE, f"{uri} is too large for this node: it has {sizes}")
+            raise FetchError(Status.TOO_LARGE, f"{uri} is too large for this node: it has {sizes} (--scratch-size)")
         while True:
             with contextlib.suppress(BlockingIOError), _held(self.root / _TURN_LOCK, fcntl.LOCK_NB):
                 while not self._reserved(part, size):

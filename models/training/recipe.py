@@ -34,7 +34,7 @@ MAIN, STILLS = "all", "stills"
 class Recipe:
     """What decides the outcome of a training, apart from the data and the first weights."""
 
-    epochs: float = 10.0  # passes over the genuine stills, pseudo-fakes only; 0: without that stage
+    epochs: float = 10.0  # passes over the genuine stills, next to no labelled fakes; 0: without that stage
     video_epochs: float = 0.5  # passes over stills and videos together, with labelled fakes: more learns them by heart
     #: Sources held out in turn, for honest figures and calibration; the last network sees all of them. Below 2: one
     #: part is held out throughout, and chooses the checkpoint besides, which flatters its figures a little.
