@@ -18,6 +18,7 @@ from typing import Any
 from scanner.config import ScanConfig
 from scanner.cutting import Cut, cut
 from scanner.decode import DecodeError
+from scanner.errors import UserError
 from scanner.guard import Guard, GuardFailure
 from scanner.names import login_name
 from scanner.results import Status
@@ -129,6 +130,8 @@ class Cutter:
             return Outcome(stretch, error=str(error))
         except OSError as error:
             return Outcome(stretch, error=f"could not be written: {error.strerror}")
+        except UserError:  # of this machine, not of the file
+            raise
         except Exception as error:  # of a library that met a file nobody has thought of: the others go on
             return Outcome(stretch, error=f"could not be cut: {type(error).__name__}: {error}")
         for suffix in SUFFIXES:

@@ -25,6 +25,7 @@ from scanner.decode import (
     probe,
     read_frames,
 )
+from scanner.errors import UserError
 from scanner.faces import crop_square, square_around
 from scanner.guard import Guard, GuardFailure
 from scanner.labels import Labelled
@@ -87,6 +88,8 @@ def file_rows(file: File, guard: Guard, max_seconds: float) -> list[dict[str, An
         return [_row(file, Status.MISSING, "it was there when the data were listed, and is gone")]
     except PermissionError as error:
         return [_row(file, Status.MISSING, f"could not be read: {error.strerror}")]
+    except UserError:  # of this machine, not of the file
+        raise
     except Exception as error:
         text = str(error).strip().splitlines()
         return [_row(file, Status.DECODE_ERROR, f"{type(error).__name__}: {text[0] if text else 'no message'}"[:500])]

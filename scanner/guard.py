@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from scanner.errors import EXIT_PREFLIGHT, UserError
 from scanner.results import Status
 
 MEMORY_LIMIT = 3 << 30  # bytes of resident memory: 1080p needs 1.2 GiB, most of it decord's read-ahead
 ADDRESS_SPACE_HEADROOM = 8 << 30  # above what imports map: thread stacks and caches map more than they touch
 MEMORY_CHECK_S = 0.1
 EXIT_OVER_MEMORY = 86  # the child's exit code when it gives up its own memory; not used by any signal
+DOCTOR = "`deepsweep doctor` tells what is missing there"
+POLL_S = 0.1
 RECYCLE_AFTER = 100  # tasks: decord and FFmpeg leak a little with every file
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -34,6 +40,13 @@ class GuardFailure(Exception):
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class NoChild(UserError):
+    """No child can work here, which says nothing of the video that it should have worked on."""
+
+    def __init__(self, why: str, exit_code: int = EXIT_PREFLIGHT) -> None:
+        super().__init__(why, exit_code)
 
 
 class Guard:
@@ -50,24 +63,34 @@ class Guard:
         context.set_forkserver_preload(list(preload))
         _forget_main_module()
         self._memory_limit = memory_limit
-        self._pool = ProcessPool(
+        self._new_pool = functools.partial(
+            ProcessPool,
             max_workers=1,
             max_tasks=recycle,
             context=context,
             initializer=_confine,
             initargs=(os.getpid(), memory_limit),
         )
+        self._pool = self._new_pool()
 
     def run(self, function: Callable[..., Any], *args: Any, deadline_s: float) -> Any:
         """Call `function(*args)` in the child and return its answer; its own exceptions pass through.
 
-        Raises GuardFailure when the child passes the deadline, dies, or needs too much memory.
+        Raises GuardFailure when the child passes the deadline, dies, or needs too much memory, and NoChild when
+        none can be started or a library is missing.
         """
-        future = self._pool.schedule(function, args=args, timeout=deadline_s)
+        future = self._begin(function, args)
+        if future is None or not self._ended(future, deadline_s):
+            # A child that died while it had nothing to do: pebble gives the whole pool up then.
+            self.close()
+            self._pool = self._new_pool()
+            future = self._begin(function, args)
+            if future is None or not self._ended(future, deadline_s):
+                raise NoChild(f"a process to work in dies as soon as it is started on {socket.gethostname()}: {DOCTOR}")
         try:
-            return self._wait(future)
-        except FutureTimeoutError:
-            raise GuardFailure(Status.TIMEOUT, f"no answer within {deadline_s:.0f} s; the process was killed") from None
+            return future.result()
+        except ImportError as error:
+            raise NoChild(f"{error}, on {socket.gethostname()}: {DOCTOR}") from None
         except MemoryError:
             raise GuardFailure(Status.TOO_LARGE, self._over_memory()) from None
         except ProcessExpired as death:
@@ -75,8 +98,30 @@ class Guard:
                 raise GuardFailure(Status.TOO_LARGE, self._over_memory()) from None
             raise GuardFailure(Status.CRASHED, f"the process died ({_cause(death.exitcode)})") from None
 
-    def _wait(self, future: Future) -> Any:
-        return future.result()
+    def _begin(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Future | None:
+        with contextlib.suppress(RuntimeError):  # the pool broke earlier
+            return self._pool.schedule(function, args=args)
+        return None
+
+    def _ended(self, future: Future, deadline_s: float) -> bool:
+        """Wait for the child; whether it is its answer, or its death, that came, and not the pool's end.
+
+        The deadline is kept here, since pebble's own goes by a clock that can be set. It begins with the work.
+        """
+        begun: float | None = None
+        while not wait([future], POLL_S).done:
+            self._on_wait()
+            if begun is None:
+                begun = time.monotonic() if future.running() else None
+            elif time.monotonic() - begun > deadline_s:
+                future.cancel()  # which kills the child
+                raise GuardFailure(Status.TIMEOUT, f"no answer within {deadline_s:.0f} s; the process was killed")
+            if not self._pool.active:
+                return False
+        return not isinstance(future.exception(), BrokenProcessPool)
+
+    def _on_wait(self) -> None:
+        """Called every POLL_S while a child is waited for; what it raises ends the waiting."""
 
     def warm_up(self) -> None:
         """Start the child now, in the background, instead of with the first task."""
@@ -118,7 +163,9 @@ def _confine(parent: int, memory_limit: int) -> None:
     if mapped:
         # For what the watch can't see in time: one huge request, or growth while the GIL is held.
         limit = mapped + memory_limit + ADDRESS_SPACE_HEADROOM
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        _, allowed = resource.getrlimit(resource.RLIMIT_AS)
+        if allowed == resource.RLIM_INFINITY or limit < allowed:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +12,6 @@ from scanner.guard import Guard
 
 Progress = Callable[[str, float], None]  # what is being done ("Scoring faces"), and the share of all that is done
 
-LOOK_EVERY_S = 0.25
 _SHARE = struct.Struct("d")
 
 T = TypeVar("T")
@@ -47,20 +45,18 @@ class Meter:
 class WatchedGuard(Guard):
     """A guard that looks up while it waits, and whose children keep to themselves what MediaPipe notes on stderr.
 
-    on_wait: called every LOOK_EVERY_S in the thread that waits; what it raises ends the waiting, and `close` the work.
+    on_wait: called now and then in the thread that waits; what it raises ends the waiting, and `close` the work.
     """
 
     def __init__(self, on_wait: Callable[[], object], preload: tuple[str, ...], memory_limit: int) -> None:
         super().__init__(preload, memory_limit)
-        self._on_wait = on_wait
+        self._look_up = on_wait
 
     def run(self, function: Callable[..., Any], *args: Any, deadline_s: float) -> Any:
         return super().run(_quietly, function, *args, deadline_s=deadline_s)
 
-    def _wait(self, future: Future) -> Any:
-        while not wait([future], LOOK_EVERY_S).done:
-            self._on_wait()
-        return future.result()
+    def _on_wait(self) -> None:
+        self._look_up()
 
 
 def _quietly(function: Callable[..., T], *args: Any) -> T:

@@ -21,13 +21,13 @@ from scanner.attempts import DIED, attempt
 from scanner.clips import ClipRef, ClipScores, Thumbnail, clips_of, jpeg, pad
 from scanner.config import ScanConfig
 from scanner.decode import DecodeError
+from scanner.errors import UserError
 from scanner.guard import Guard, GuardFailure
 from scanner.metrics import observe, timed
 from scanner.records import RunFacts, Span, span_row
 from scanner.results import WRITE_PATIENCE_S, Status, write_part
-from scanner.scratch import FetchError, Scratch, ScratchFailed
+from scanner.scratch import FetchError, Scratch
 from scanner.sources import Video
-from scanner.storage import CredentialsFailed
 from scanner.uris import is_s3, local_path
 
 if TYPE_CHECKING:  # the stages work without Ray, too: one video is inspected in a process of its own
@@ -186,7 +186,7 @@ class SplitIntoSpans:
                 info = self.guard.run(probe_video, str(path), deadline_s=deadline)
         except (DecodeError, FetchError, GuardFailure) as failure:
             return [whole.failed(failure.status, str(failure))]
-        except (CredentialsFailed, ScratchFailed):  # nothing to note of this video: it ends the scan
+        except UserError:  # of credentials, scratch space or libraries: no fault of the video, it ends the scan
             raise
         except Exception as error:
             return [whole.failed(Status.DECODE_ERROR, _unforeseen(error))]
@@ -231,7 +231,7 @@ class Analyze:
                 signals = self._signals(span, path)
         except (DecodeError, FetchError, GuardFailure) as failure:
             return span.failed(failure.status, str(failure))
-        except (CredentialsFailed, ScratchFailed):
+        except UserError:
             raise
         except Exception as error:
             return span.failed(Status.DECODE_ERROR, _unforeseen(error))

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import signal
 import sys
+import time
 
 
 def answer(value):
     return value
+
+
+def answer_after(seconds: float, value):
+    time.sleep(seconds)
+    return value
+
+
+def leave(*_):
+    os._exit(7)
+
+
+def import_module(name: str):
+    importlib.import_module(name)
 
 
 def pid() -> int:
