@@ -90,6 +90,16 @@ class ClipScorer:
         (maps,) = next(self._maps(clip[None, frame : frame + 1], np.ones((1, 1), bool)))
         return frame, grad_cam(self.network, pooled, frame, maps, self.spec.input_size)
 
+    def works(self) -> bool:
+        """Whether the device still computes: a CUDA context in which a kernel failed fails at everything after that."""
+        try:
+            torch.ones(1, device=self.device).add_(1).item()
+        except torch.OutOfMemoryError:
+            return True
+        except RuntimeError:
+            return False
+        return True
+
     def _maps(self, clips: np.ndarray, real: np.ndarray) -> Iterator[torch.Tensor]:
         """Feature maps (n, C, h, w) float32 of the real frames of clips in their order, pass by pass.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 import uuid
@@ -148,7 +149,7 @@ def list_files(results: str) -> Files:
 
     Raises UserError when there are none, or they can't be listed.
     """
-    if not is_s3(results) and not local_path(results).is_dir():
+    if not is_s3(results) and not os.path.isdir(local_path(results)):  # noqa: PTH112  Path's raises below a private one
         raise UserError(f"There are no results at {results}. Name the folder that `deepsweep scan --out` wrote.")
     for _ in range(ATTEMPTS):
         before = _generation(results)
@@ -275,6 +276,8 @@ def _read_run(run: str) -> str:
         text = get_bytes(run).decode("utf-8")
         if not isinstance(json.loads(text), dict):
             raise ValueError
+    except OSError as error:
+        raise UserError(f"{run} can't be read: {error.strerror}. Mend that.", EXIT_PREFLIGHT) from None
     except S3_ERRORS as error:  # ValueError too: json's and unicode's are of that kind
         if is_s3(run) and not isinstance(error, ValueError):
             raise UserError(s3_problem(error, run, READ)) from None

@@ -11,10 +11,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from scanner.errors import UserError
+
 MOST = 3  # deaths over the same work: one may be a lost node, or chance, three are the work's doing
 DIED = f"the process that worked on it was killed {MOST} times, for want of memory on its node mostly"
 
 _NAMESPACE = b"deepsweep"
+
+
+class ProcessLost(UserError):
+    """This process can do nothing more, whoever is to blame. Counts as its death: who catches it ends the process."""
 
 
 @contextmanager
@@ -36,8 +42,12 @@ def attempt(*work: str | int) -> Iterator[bool]:
         begun = 1
     try:
         yield begun <= MOST
-    finally:  # work that raised has not killed its process
+    except ProcessLost:
+        raise
+    except BaseException:  # work that raised has not killed its process
         _internal_kv_del(key, namespace=_NAMESPACE)
+        raise
+    _internal_kv_del(key, namespace=_NAMESPACE)
 
 
 def _ray_runs() -> bool:

@@ -18,7 +18,7 @@ from scanner.headers import Duration, durations
 from scanner.pipeline import Todo
 from scanner.records import RunFacts
 from scanner.results import listed
-from scanner.scan import Inventory, needs, plan_facts
+from scanner.scan import Inventory, needs, plan_facts, sized
 from scanner.sources import Video
 from scanner.storage import READ, S3_ERRORS, get_bytes, s3_problem
 
@@ -133,7 +133,7 @@ def _plan(config: ScanConfig, inventory: Inventory) -> dict[str, Any]:
             resources, plan = ready(config.address, config.gpus, wanted)
         finally:
             disconnect()
-    return plan_facts(resources, plan.for_videos(inventory.todo))
+    return plan_facts(resources, sized(plan, config, inventory))
 
 
 # --- estimates --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import IO, NamedTuple
 
 from scanner.errors import EXIT_PREFLIGHT, UserError
 from scanner.storage import READ, S3_ERRORS, s3_client, s3_problem
-from scanner.uris import absolute, foreign_scheme, is_s3, local_path, local_uri, redacted, split_s3
+from scanner.uris import absolute, foreign_scheme, is_s3, local_path, local_uri, redacted, split_s3, utf8
 
 MANIFEST_EXTENSIONS = (".txt", ".csv", ".jsonl", ".parquet")
 
@@ -58,13 +58,24 @@ def check_manifest(source: str) -> None:
 
 def resolve(text: str, folder: str) -> Entry:
     """What a manifest line names. folder: where the manifest lies, for relative lines; a path or `s3://...`."""
+    try:
+        return _resolve(text, folder)
+    except ValueError as error:  # of a NUL, or of half a surrogate pair, which JSON can spell
+        return _refused(text, f"can't be the name of a file: {error}")
+
+
+def _refused(text: str, why: str) -> Entry:
+    return Entry(utf8(redacted(text)), utf8(why))
+
+
+def _resolve(text: str, folder: str) -> Entry:
     if is_s3(text):
         bucket, key = split_s3(text)
         if "@" in bucket:
-            return Entry(redacted(text), _CREDENTIALS_IN_URI)
-        return Entry(text) if bucket and key else Entry(text, "a manifest lists files, not buckets")
+            return _refused(text, _CREDENTIALS_IN_URI)
+        return Entry(text) if bucket and key else _refused(text, "a manifest lists files, not buckets")
     if scheme := foreign_scheme(text):
-        return Entry(redacted(text), f"{scheme}:// is not supported: deepsweep reads local files and s3://")
+        return _refused(text, f"{scheme}:// is not supported: deepsweep reads local files and s3://")
     if text.startswith("file://"):
         return Entry(local_uri(absolute(str(local_path(text)))))
     if is_s3(folder) and not text.startswith("/"):

@@ -17,17 +17,18 @@ import pyarrow as pa
 
 from models.spec import ModelError, ModelSpec
 from scanner.analysis import Analysis, analyze_span, probe_video
-from scanner.attempts import DIED, attempt
+from scanner.attempts import DIED, ProcessLost, attempt
 from scanner.clips import ClipRef, ClipScores, Thumbnail, clips_of, jpeg, pad
 from scanner.config import ScanConfig
 from scanner.decode import DecodeError
-from scanner.errors import UserError
+from scanner.errors import EXIT_PREFLIGHT, UserError
 from scanner.guard import Guard, GuardFailure
 from scanner.metrics import observe, timed
 from scanner.records import RunFacts, Span, span_row
 from scanner.results import WRITE_PATIENCE_S, Status, write_part
 from scanner.scratch import FetchError, Scratch
 from scanner.sources import Video
+from scanner.spans import span_bounds, tasks
 from scanner.uris import is_s3, local_path
 
 if TYPE_CHECKING:  # the stages work without Ray, too: one video is inspected in a process of its own
@@ -157,8 +158,13 @@ class SplitIntoSpans:
         self.guard = guard or Guard(preload=("scanner.decode",), memory_limit=work.memory_limit)
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        spans = (span for todo in pickle.loads(zlib.decompress(row["item"])) for span in self.left(todo))
-        yield from map(_pack, tasks(spans, self.work.spans_per_task, self.work.span_seconds))
+        todos: list[Todo] = pickle.loads(zlib.decompress(row["item"]))
+        most = self.work.spans_per_task
+        # Ray knows the rows of a task that it repeats by their number. Always so many videos together: one that can't
+        # be opened the second time then does not move the rows of those behind it.
+        for first in range(0, len(todos), most):
+            spans = (span for todo in todos[first : first + most] for span in self.left(todo))
+            yield from map(_pack, tasks(spans, most, self.work.span_seconds))
 
     def left(self, todo: Todo) -> list[Span]:
         """The spans of a video that are still to be analysed, or the one that says why there are none."""
@@ -271,8 +277,11 @@ class Score:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         spans: list[Span] = _unpack(batch)
         began = time.perf_counter()
-        with timed("score"):
-            spans = self.attempt(spans)
+        try:
+            with timed("score"):
+                spans = self.attempt(spans)
+        except ProcessLost:
+            os._exit(EXIT_PREFLIGHT)  # Ray starts another, which begins with a new CUDA context
         each = (time.perf_counter() - began) / len(spans)
         return _pack_batch(replace(span, worker_s=span.worker_s + each) for span in spans)
 
@@ -301,6 +310,7 @@ class Score:
             probabilities, frames, pooled = self.scorer.score_and_pool(padded, lengths)
             self._observe_fill(int(np.sum(lengths)))
         except (ModelError, RuntimeError, MemoryError) as error:  # RuntimeError: torch, out of memory too
+            self._go_on_after(error)
             if len(spans) == 1:
                 return [spans[0].failed(Status.MODEL_ERROR, _unforeseen(error))]
             return [one for span in spans for one in self.score([span])]  # the others shall not suffer
@@ -323,6 +333,11 @@ class Score:
         room = math.ceil(frames / FRAMES_PER_PASS[device]) * FRAMES_PER_PASS[device]
         observe("deepsweep_pass_fill_ratio", frames / room, device=device)
 
+    def _go_on_after(self, error: BaseException) -> None:
+        """Raise ProcessLost where it is no fault of the clips: on a GPU whose context is lost every one would fail."""
+        if not self.scorer.works():
+            raise ProcessLost(f"the GPU does not answer any more: {_unforeseen(error)}", EXIT_PREFLIGHT) from None
+
     def _thumbnails(self, scores: ClipScores, padded, lengths, pooled) -> list[Thumbnail]:
         """Pictures of the most suspicious clips; from an untrained model the first ones, without heatmaps."""
         from models.gradcam import overlay
@@ -334,8 +349,11 @@ class Score:
             ref = scores.clips[number]
             heatmap, frame = None, 0
             if trained:
-                frame, heat = self.scorer.explain(padded[number], int(lengths[number]), pooled[number])
-                heatmap = jpeg(overlay(padded[number][frame], heat))
+                try:
+                    frame, heat = self.scorer.explain(padded[number], int(lengths[number]), pooled[number])
+                    heatmap = jpeg(overlay(padded[number][frame], heat))
+                except (RuntimeError, MemoryError) as error:  # no room for it beside another job: scores are there
+                    self._go_on_after(error)
             image = jpeg(padded[number][frame])
             kept.append(Thumbnail(ref.face, ref.start + frame, int(number), image, heatmap))
         return kept
@@ -365,30 +383,6 @@ class Sink:
 
 
 # --- small helpers ----------------------------------------------------------------------------------------
-
-
-def span_bounds(duration_s: float, span_seconds: float) -> list[tuple[float, float]]:
-    """Cut a video into spans [start, end): full ones, and a last one of half to one and a half lengths.
-
-    The last one has no end: what a header says of a video's duration may be too little.
-    """
-    count = max(1, int(duration_s / span_seconds + 0.5))
-    starts = [i * span_seconds for i in range(count)]
-    return list(zip(starts, [*starts[1:], math.inf], strict=True))
-
-
-def tasks(spans: Iterable[Span], most: int, span_seconds: float) -> Iterator[list[Span]]:
-    """The spans in their order, by tasks: up to `most` at once, of one or two full spans' length together."""
-    task: list[Span] = []
-    seconds = 0.0
-    for span in spans:
-        task.append(span)
-        seconds += span.seconds
-        if len(task) >= most or seconds >= 1.5 * span_seconds:
-            yield task
-            task, seconds = [], 0.0
-    if task:
-        yield task
 
 
 def min_clip_frames(spec: ModelSpec, clip_frames: int) -> int:

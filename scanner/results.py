@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import random
+import re
 import secrets
 import time
 import uuid
@@ -202,7 +203,9 @@ def write_part(results: str, run_id: str, rows: Sequence[Mapping[str, Any]], pat
 
 def write_run(results: str, run: Mapping[str, Any], patience_s: float = 0.0) -> None:
     """Write or replace the record of a run, runs/<run_id>.json. Raises UserError as write_part does."""
-    data = json.dumps(run, indent=1, default=str, sort_keys=True)
+    data = json.dumps(run, indent=1, default=str, sort_keys=True, ensure_ascii=False)
+    # A path that is not UTF-8 holds halves of surrogate pairs: DuckDB refuses all records for one of them.
+    data = re.sub("[\ud800-\udfff]", lambda half: rf"\\u{ord(half[0]):04x}", data)
     _put(results, f"runs/{run['run_id']}.json", data.encode(), patience_s)
 
 

@@ -64,11 +64,11 @@ class Done:
         """The videos that are not done, each with those of its spans that are."""
         for video in videos:
             key = _key(video.uri, video.content_tag)
-            if key not in self._spans:
+            if key not in self._spans or video.is_listing:  # nobody knows what is not listed, so it is never done
                 yield Todo(video)
             elif (partly := self._spans[key]) is not None:
                 yield Todo(video, frozenset(partly.done), partly.count)
 
 
 def _key(uri: str, content_tag: str) -> bytes:
-    return hashlib.blake2b(f"{uri}\0{content_tag}".encode(), digest_size=16).digest()
+    return hashlib.blake2b(f"{uri}\0{content_tag}".encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import json
 import logging
@@ -20,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.plan import SPANS_PER_TASK
 from queries.text import escape_controls
 from scanner import errors, metrics
 from scanner.config import ScanConfig
@@ -97,7 +99,8 @@ class Inventory:
 
     def __init__(self, config: ScanConfig, done: Done) -> None:
         self.met = self.todo = 0
-        self.downloads = self.largest_download = 0  # bytes
+        self.downloads = 0  # bytes
+        self.largest_downloads = [0] * SPANS_PER_TASK  # bytes, the smallest of them first
         seen = self._count(iter_videos(config.sources, config.include, config.exclude))
         self._todo = itertools.islice(done.remaining(seen), config.limit)
 
@@ -111,7 +114,7 @@ class Inventory:
             self.todo += 1
             if is_s3(item.video.uri):
                 self.downloads += item.video.size_bytes or 0
-                self.largest_download = max(self.largest_download, item.video.size_bytes or 0)
+                heapq.heappushpop(self.largest_downloads, item.video.size_bytes or 0)
             yield item
 
     def blocks(self, progress: Progress) -> Iterator[Any]:
@@ -148,7 +151,7 @@ def _run(
             set_up_ray_data()
             refs = [ray.put(block) for block in itertools.chain([first], inventory.blocks(progress))]
             progress.listing = False
-            plan = plan.for_videos(inventory.todo)
+            plan = sized(plan, config, inventory)
             record["plan"] = plan_facts(resources, plan)
             progress.event("started", run_id=facts.run_id, videos=inventory.todo, **record["plan"])
             scratch = Scratch(base / facts.run_id, config.scratch_size)
@@ -262,6 +265,11 @@ def needs(config: ScanConfig, inventory: Inventory) -> Needs:
     return Needs(folder, min(config.scratch_size, inventory.downloads), config.memory_limit)
 
 
+def sized(plan: Plan, config: ScanConfig, inventory: Inventory) -> Plan:
+    """The plan for as many videos as were met. Who says how long a silence may be had one span a task in mind."""
+    return plan.for_videos(inventory.todo) if config.stall_minutes is None else plan
+
+
 def watchdog(config: ScanConfig, inventory: Inventory, progress: Progress, record: Mapping[str, Any]) -> Watchdog:
     """Ends a scan of which nothing moves any more: no video found, no span written, no task of a stage ended."""
 
@@ -269,7 +277,7 @@ def watchdog(config: ScanConfig, inventory: Inventory, progress: Progress, recor
         return record.get("plan", {"spans_per_task": 1})["spans_per_task"]  # none while Ray starts
 
     return Watchdog(
-        patience_s=lambda: patience_s(config, inventory.largest_download, spans_per_task()),
+        patience_s=lambda: patience_s(config, heapq.nlargest(spans_per_task(), inventory.largest_downloads)),
         pulse=lambda: (inventory.met, progress.spans_done, *pulse()),
         diagnose=diagnose,
     )

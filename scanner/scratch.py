@@ -35,7 +35,8 @@ _RUN_LOCK = ".deepsweep-lock"
 _SPACE_LOCK = ".deepsweep-space"  # held for milliseconds, to count and to change what counts
 _TURN_LOCK = ".deepsweep-turn"  # held by the one who waits for space: a stream of small files can't overtake it
 _POLL_S = 0.1  # flock has no time-out, so waiting is asking again
-_WAIT_S = 3600.0  # the longest wait for another process's download, or for space: nothing may hang
+_WAIT_S = 3600.0  # the longest wait for space, and with a download of its size for another process's: nothing may hang
+SLOWEST_DOWNLOAD = 4 << 20  # bytes/s: a line on which the largest video of the archive still comes in time
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_WAIT_S = 600.0  # of a scan, for others to make room on a full disk: ends before the watchdog's patience does
 _FULL_PAUSE_S = 5.0  # between looks at a full disk
@@ -94,7 +95,7 @@ class Scratch:
         if not is_s3(uri):
             yield _local_file(uri, content_tag)
             return
-        lock = self._fetched(uri, content_tag, size_bytes, _Patience(uri, cancelled))
+        lock = self._fetched(uri, content_tag, size_bytes, _Patience(uri, size_bytes, cancelled))
         try:
             yield self._path(uri, content_tag)
         finally:
@@ -282,10 +283,11 @@ def _remove_if_dead(run: Path) -> None:
 class _Patience:
     """What a fetch may wait for, and how long."""
 
-    def __init__(self, uri: str, cancelled: Cancelled | None) -> None:
+    def __init__(self, uri: str, size_bytes: int | None, cancelled: Cancelled | None) -> None:
         self.uri = uri
         self.cancelled = cancelled
-        self.end = time.monotonic() + _WAIT_S
+        self.wait_s = _WAIT_S + (size_bytes or 0) / SLOWEST_DOWNLOAD
+        self.end = time.monotonic() + self.wait_s
 
     def check(self) -> None:
         if self.cancelled is not None and self.cancelled():
@@ -294,7 +296,7 @@ class _Patience:
     def wait(self, what: str) -> None:
         self.check()
         if time.monotonic() > self.end:
-            raise FetchError(Status.TIMEOUT, f"{self.uri}: waited {_WAIT_S / 60:.0f} minutes for {what}")
+            raise FetchError(Status.TIMEOUT, f"{self.uri}: waited {self.wait_s / 60:.0f} minutes for {what}")
         time.sleep(_POLL_S)
 
     def pause(self, seconds: float) -> None:

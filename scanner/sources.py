@@ -12,7 +12,7 @@ import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from scanner.storage import (
     s3_code,
     s3_problem,
 )
-from scanner.uris import absolute, foreign_scheme, is_s3, local_path, local_uri, redacted, split_s3
+from scanner.uris import absolute, foreign_scheme, is_s3, local_path, local_uri, redacted, split_s3, utf8
 
 __all__ = ["VIDEO_EXTENSIONS", "Video", "check_sources", "iter_videos", "local_path"]
 
@@ -56,12 +56,14 @@ class Video:
     uri: absolute path, `file://` URI of a name that is not UTF-8, or `s3://` URI.
     content_tag: S3 ETag without quotes, or "{size}-{mtime_ns}"; "" when missing.
     error: set when something listed is not there or can't be read.
+    is_listing: uri is no video, but the folder, prefix or manifest whose videos could not be listed.
     """
 
     uri: str
     content_tag: str
     size_bytes: int | None
     error: str | None = None
+    is_listing: bool = False
 
 
 def iter_videos(
@@ -144,7 +146,8 @@ def _from_folder(root: str, wanted: Wanted, descend: Wanted = lambda folder: Tru
             with os.scandir(folder) as entries:
                 names = [path + name for name in map(_listed_name, entries) if name]
         except OSError as error:
-            yield Video(local_uri(folder), "", None, f"folder could not be read: {error.strerror}")
+            why = f"folder could not be read: {error.strerror}"
+            yield Video(local_uri(folder), "", None, why, is_listing=True)
             continue
         names = [name for name in names if not name.endswith("/") or descend(name)]
         pending += sorted(names, key=os.fsencode, reverse=True)
@@ -196,7 +199,7 @@ def _from_s3(source: str, wanted: Wanted) -> Iterator[Video]:
             if listed and wanted(path):
                 yield Video(f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"'), entry["Size"])
     except S3_ERRORS as error:
-        yield _unlisted(source, error, LIST)
+        yield replace(_unlisted(source, error, LIST), is_listing=True)
 
 
 def _s3_list(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
@@ -230,7 +233,7 @@ def _s3_video(uri: str) -> Video:
         uri.encode("utf-8")
         head = head_object(uri)
     except UnicodeEncodeError:
-        return Video(uri.encode("utf-8", "backslashreplace").decode(), "", None, "is not UTF-8, as S3 keys are")
+        return Video(utf8(uri), "", None, "is not UTF-8, as S3 keys are")
     except S3_ERRORS as error:
         return _unlisted(uri, error, READ)
     return Video(uri, head["ETag"].strip('"'), head["ContentLength"])
@@ -249,15 +252,17 @@ def _from_manifest(source: str, wanted: Wanted) -> Iterator[Video]:
     folder = folder[: folder.rfind("/") + 1]
 
     def taken(entry: Entry) -> bool:
+        if entry.error is not None:
+            return True
         path = entry.uri if is_s3(entry.uri) else str(local_path(entry.uri))
-        return entry.error is not None or wanted(path.removeprefix(folder))
+        return wanted(path.removeprefix(folder))
 
     try:
         yield from _look_up(filter(taken, read_manifest(source)))
     except CredentialsFailed:
         raise
     except (UserError, OSError) as error:  # it was there at the preflight
-        yield Video(redacted(source), "", None, str(error))
+        yield Video(utf8(redacted(source)), "", None, utf8(str(error)), is_listing=True)
 
 
 def _look_up(entries: Iterable[Entry]) -> Iterator[Video]:

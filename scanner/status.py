@@ -100,7 +100,7 @@ def run_of(record: Mapping[str, Any], now: datetime) -> Run:
 
 def _state(record: Mapping[str, Any], silence_s: float | None) -> State:
     if silence_s is not None:
-        return State.SILENT if silence_s > SILENT_AFTER_S else State.RUNNING
+        return State.SILENT if abs(silence_s) > SILENT_AFTER_S else State.RUNNING  # either way, of a clock that was set
     if record.get("stalled"):
         return State.STALLED
     if record.get("broke_off"):

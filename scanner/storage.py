@@ -272,18 +272,25 @@ def list_results(results: str, prefix: str = "", suffix: str = "") -> list[str]:
     """Paths or URIs of all files below RESULTS/prefix that end in suffix, sorted; [] when there are none.
 
     prefix: relative to RESULTS, such as "runs/". Unfinished files (see `put_bytes`) are left out.
+    Raises UserError (exit code 4) for a folder that can't be read: what is in it would be missing without a word.
     """
     if is_s3(results):
         found = [uri for uri, _ in _s3_sizes(results, prefix)]
     else:
         base = local_path(results)
-        files = (Path(where, name) for where, _, names in os.walk(base / prefix.rpartition("/")[0]) for name in names)
+        folders = os.walk(base / prefix.rpartition("/")[0], onerror=_refuse_unless_gone)
+        files = (Path(where, name) for where, _, names in folders for name in names)
         found = [
             str(file)
             for file in files
             if not file.name.startswith(".") and file.relative_to(base).as_posix().startswith(prefix)
         ]
     return sorted(uri for uri in found if uri.endswith(suffix))
+
+
+def _refuse_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise UserError(f"{error.filename} can't be read: {error.strerror}. Mend that.", EXIT_PREFLIGHT)
 
 
 def file_sizes(results: str, prefix: str, suffix: str) -> dict[str, int]:

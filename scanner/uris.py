@@ -38,6 +38,11 @@ def local_path(uri: str) -> Path:
     return Path(uri)
 
 
+def utf8(text: str) -> str:
+    """The text as UTF-8 can hold it: what is none becomes \\xNN or \\uNNNN."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def absolute(path: str) -> str:
     """An absolute path without "." and "..". Links are followed only where ".." depends on them."""
     return os.path.realpath(path) if ".." in Path(path).parts else str(Path(path).absolute())

@@ -7,12 +7,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
 from scanner.config import ScanConfig
 from scanner.errors import EXIT_PREFLIGHT, UserError
+from scanner.scratch import SLOWEST_DOWNLOAD
 
 POLL_S = 5.0
 GRACE_S = 120.0  # to close the books and to end Ray, once interrupted
@@ -22,7 +23,6 @@ INTERRUPT = signal.SIGUSR2  # not SIGINT, which a job in a shell's background ig
 ANALYSES_PER_SPAN = 2  # with decord, then with PyAV; each may take --span-timeout
 #: An actor's start on a new node, or a request to S3 with all its retries: eight, of up to a minute each.
 SLACK_S = 720.0
-SLOWEST_DOWNLOAD = 4 << 20  # bytes/s: a line on which the largest video of the archive still comes in time
 
 T = TypeVar("T")
 
@@ -35,16 +35,15 @@ class Stalled(KeyboardInterrupt):
         self.diagnosis = diagnosis
 
 
-def patience_s(config: ScanConfig, largest_download: int, spans_per_task: int = 1) -> float:
+def patience_s(config: ScanConfig, downloads: Sequence[int]) -> float:
     """Seconds of silence that are still normal: `--stall-minutes`, or longer than any one task may take.
 
-    largest_download: bytes of the largest video that is fetched first; 0 where all are local. spans_per_task: that are
-    analysed one after another before anyone hears of them.
+    downloads: as many of the archive's largest as a task has spans, in bytes; 0 for what is local. These are fetched
+    and analysed one after another before anyone hears of them.
     """
     if config.stall_minutes is not None:
         return config.stall_minutes * 60
-    a_span_s = ANALYSES_PER_SPAN * config.span_timeout + largest_download / SLOWEST_DOWNLOAD
-    return spans_per_task * a_span_s + SLACK_S
+    return len(downloads) * ANALYSES_PER_SPAN * config.span_timeout + sum(downloads) / SLOWEST_DOWNLOAD + SLACK_S
 
 
 class Watchdog:

@@ -39,6 +39,7 @@ from scanner.progress import Progress
 from scanner.records import RunFacts, Span
 from scanner.results import Status
 from scanner.sources import Video
+from scanner.spans import span_bounds
 from tests.bench import core_share, machine
 from tests.bench_bucket import BUCKET, bucket, write_done
 
@@ -97,7 +98,7 @@ class Split(pipeline.SplitIntoSpans):
     def split(self, video: Video) -> list[Span]:
         seconds = self.spans * 60.0
         info = VideoInfo(seconds, 0.0, 1280, 720, 25.0, "h264", 0, 1.0, "mov,mp4,m4a,3gp,3g2,mj2")
-        bounds = pipeline.span_bounds(seconds, 60.0)
+        bounds = span_bounds(seconds, 60.0)
         return [
             Span(video.uri, video.content_tag, video.size_bytes, i, len(bounds), start, end, info)
             for i, (start, end) in enumerate(bounds)

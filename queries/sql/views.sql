@@ -225,7 +225,8 @@ SELECT
     document -> 'settings' AS settings,
     document -> 'counts' AS counts,
     document -> 'versions' AS versions
-FROM (SELECT document::JSON AS document FROM internal.run_files);
+FROM (SELECT TRY_CAST(document AS JSON) AS document FROM internal.run_files)
+WHERE document IS NOT NULL;
 
 -- One row per review of a clip: what somebody said of it. Several reviews of one clip are kept, each as it was.
 -- DISTINCT, because while parts are merged a review is in two of them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import subprocess
@@ -136,23 +137,39 @@ def test_what_kills_its_process_each_time_ends_as_crashed_and_the_rest_goes_on(a
     assert str(MOST) in DIED
 
 
-def test_what_raises_is_not_counted_among_what_kills_its_process(monkeypatch):
-    counted: dict[bytes, bytes] = {}
+@pytest.fixture
+def counted(monkeypatch) -> dict[bytes, bytes]:
+    """What a cluster's memory would hold."""
+    held: dict[bytes, bytes] = {}
 
     def put(key: bytes, value: bytes, overwrite: bool = True, namespace: bytes = b"") -> bool:
-        there = key in counted
-        counted[key] = value if overwrite else counted.get(key, value)
+        there = key in held
+        held[key] = value if overwrite else held.get(key, value)
         return there
 
     monkeypatch.setattr(attempts, "_ray_runs", lambda: True)
     monkeypatch.setattr(internal_kv, "_internal_kv_put", put)
-    monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key, namespace: counted.get(key))
-    monkeypatch.setattr(internal_kv, "_internal_kv_del", lambda key, namespace: counted.pop(key))
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key, namespace: held.get(key))
+    monkeypatch.setattr(internal_kv, "_internal_kv_del", lambda key, namespace: held.pop(key))
+    return held
+
+
+def test_what_raises_is_not_counted_among_what_kills_its_process(counted):
     for _ in range(2 * MOST):
         with pytest.raises(OSError, match="full"), attempts.attempt("run", "a.mp4", 0) as allowed:
             assert allowed
             raise OSError("full")
     assert counted == {}, "nothing is left behind in the cluster's memory"
+
+
+def test_a_lost_gpu_counts_as_a_death_so_that_what_loses_it_each_time_ends_as_crashed(counted):
+    allowed = []
+    for _ in range(MOST + 1):
+        with contextlib.suppress(attempts.ProcessLost), attempts.attempt("score", "a.mp4") as may_try:
+            allowed.append(may_try)
+            if may_try:
+                raise attempts.ProcessLost("the GPU does not answer any more")
+    assert allowed == [True] * MOST + [False] and counted == {}
 
 
 @given(st.integers(0, 1 << 32), st.integers(1, 1000))

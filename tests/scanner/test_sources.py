@@ -17,11 +17,14 @@ from hypothesis import strategies as st
 
 from scanner.errors import EXIT_PREFLIGHT, EXIT_USAGE, UserError
 from scanner.names import glob_match, name_filter
-from scanner.sources import VIDEO_EXTENSIONS, check_sources, iter_videos
+from scanner.pipeline import Todo
+from scanner.resume import Done
+from scanner.sources import VIDEO_EXTENSIONS, Video, check_sources, iter_videos
 from scanner.storage import CredentialsFailed, s3_client
 from scanner.uris import local_path
 from tests.bench_bucket import BUCKET as LARGE_BUCKET
 from tests.bench_bucket import bucket
+from tests.queries.rows import span, write_part
 from tests.s3 import BUCKET
 
 TREE = (
@@ -281,6 +284,31 @@ def test_broken_lines_are_told_and_the_others_taken(tmp_path):
     assert below(root, "l.parquet") == ["a.mp4", "l.parquet:2 !", "b.mp4"]
     errors = [video.error for video in iter_videos([f"{root}/l.jsonl"]) if video.error]
     assert errors[0] == "line 2 of the manifest is not JSON"
+
+
+def test_lines_that_no_file_can_be_called_are_told_and_the_others_taken(tmp_path):
+    grow(tmp_path, "a.mp4")
+    (tmp_path / "l.jsonl").write_bytes(
+        rb'{"uri": "\ud800.mp4"}\n{"uri": "../x\u0000y.mp4"}\n{"uri": "a.mp4"}\n'.replace(rb"\n", b"\n")
+    )
+    (tmp_path / "l.txt").write_bytes(b"https://h/caf\xe9.mp4\ns3://\xff\n" + b"#" * 5000 + b"\n../x\0y.mp4\na.mp4\n")
+    for name, broken in (("l.jsonl", 2), ("l.txt", 3)):
+        videos = list(iter_videos([f"{tmp_path}/{name}"]))
+        assert [video.error is None for video in videos] == [False] * broken + [True]
+        assert list(Done().remaining(videos)) == [Todo(video) for video in videos]
+        pa.array(
+            [text for video in videos for text in (video.uri, video.error)], pa.string()
+        )  # which Parquet will hold
+
+
+def test_what_could_not_be_listed_is_never_done(tmp_path):
+    folder = f"{tmp_path}/archive/"
+    row = {"content_tag": "", "model_digest": "m", "settings_digest": "s", "status": "missing"}
+    write_part(tmp_path, [span(folder, **row), span(f"{folder}gone.mp4", **row)])
+    done = Done.load(str(tmp_path), "m", "s", retry_failed=False)
+    broken = Video(folder, "", None, "folder could not be read: Stale file handle", is_listing=True)
+    gone = Video(f"{folder}gone.mp4", "", None, "is not there")
+    assert [todo.video for todo in done.remaining([broken, gone])] == [broken]
 
 
 def test_an_unclosed_quote_is_told(tmp_path):

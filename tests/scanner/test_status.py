@@ -37,6 +37,7 @@ def ago(seconds: float) -> str:
     [
         ({"alive_at": ago(12)}, State.RUNNING),
         ({"alive_at": ago(-90)}, State.RUNNING),  # a clock that is ahead
+        ({"alive_at": ago(-SILENT_AFTER_S - 1)}, State.SILENT),  # of a machine whose clock was wrong by years
         ({"alive_at": ago(SILENT_AFTER_S + 1)}, State.SILENT),
         ({}, State.SILENT),  # of a version without heartbeats, begun eight hours ago
         ({"finished_at": ago(60)}, State.FINISHED),
