@@ -248,7 +248,8 @@ def test_credentials_that_expire_end_a_scan_and_are_held_against_no_video(proxy,
         raise pickle.loads(pickle.dumps(caught.value))  # as it comes from a worker
     proxy.refusal = ""
     (answer,) = split(row)
-    assert pickle.loads(answer["item"]).status is results.Status.UNSUPPORTED, "it was fetched and looked at"
+    (span,) = pickle.loads(answer["item"])
+    assert span.status is results.Status.UNSUPPORTED, "it was fetched and looked at"
     split.guard.close()
 
 
