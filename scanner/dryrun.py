@@ -24,10 +24,10 @@ from scanner.storage import READ, S3_ERRORS, get_bytes, s3_problem
 
 SAMPLE = 20  # videos whose headers are read
 SEED = 1  # the same archive gives the same sample
-#: Seconds of 720p talking head that one core scans in a second, `make bench` on two cores of an AMD EPYC.
-SECONDS_PER_CORE_SECOND = 3.1
+#: Seconds of 720p talking head that one analyser gets through in a second: half of what `make bench` says of two cores.
+SECONDS_PER_ANALYZER_SECOND = 1.8
 DOCUMENTED = "the documented figure for 720p (README); a run of your own will tell better"
-START_S = 25.0  # starting and ending a scan, measured there too
+START_S = 27.0  # starting and ending a scan, measured there too
 MEASURED_FROM_S = 300.0  # a shorter run is mostly its start
 NORMAL_975 = 1.959964  # 97.5 % quantile of the normal distribution: intervals hold 95 %
 
@@ -83,7 +83,7 @@ def dry_run(inventory: Inventory, config: ScanConfig, facts: RunFacts) -> int:
         forecast.sampled, forecast.broken = len(found), sum(one.seconds == 0 for one in found)
         seconds = total_seconds(found, forecast.videos, forecast.bytes)
         if seconds is not None:
-            speed = measured_speed(config.out, facts, plan["device"]) or Speed(SECONDS_PER_CORE_SECOND, DOCUMENTED)
+            speed = measured_speed(config.out, facts, plan["device"]) or Speed(SECONDS_PER_ANALYZER_SECOND, DOCUMENTED)
             wall = seconds.scaled(1 / (speed.per_analyzer * plan["analyzers"]), START_S)
             forecast.hours, forecast.minutes, forecast.basis = (
                 seconds.scaled(1 / 3600),

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
+from cluster.plan import make_plan
 from queries.run import query_names
 from scanner.cli import COMMANDS, main
+from scanner.dryrun import SECONDS_PER_ANALYZER_SECOND, START_S
 from scanner.results import SPAN, Status
 from tests.docs import TARGET
 
@@ -33,6 +36,14 @@ def test_every_option_in_the_documentation_exists():
         for command in re.findall(r"^\s*(?:\$ )?deepsweep (?:scan|query|doctor) .*$", page.read_text(), re.MULTILINE):
             for option in re.findall(r"(?<=\s)--[a-z][a-z-]+", command):
                 assert option in known, (page.name, command)
+
+
+def test_a_dry_run_reckons_with_the_speed_that_the_readme_tells():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (speed,) = re.findall(r"the whole scan, once its actors run \| ([\d.]+) \|", readme)
+    (start,) = re.findall(r"Starting and ending a scan takes (\d+) s", readme)
+    assert pytest.approx(float(speed), rel=0.05) == make_plan(2, 0).analyzers * SECONDS_PER_ANALYZER_SECOND
+    assert float(start) == START_S
 
 
 def test_the_results_page_names_every_status_query_and_column():
