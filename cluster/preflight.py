@@ -215,9 +215,9 @@ def missing_codecs() -> tuple[str, ...]:
 
 def free_bytes(folder: Path) -> int | None:
     """Bytes that can still be written to a folder, or where it would be made; None where that is not allowed."""
-    while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110  Path's raises below a private folder
-        folder = folder.parent
     try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
         return shutil.disk_usage(folder).free if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) else None
     except OSError:
         return None

@@ -79,14 +79,15 @@ class Guard:
         Raises GuardFailure when the child passes the deadline, dies, or needs too much memory, and NoChild when
         none can be started or a library is missing.
         """
-        future = self._begin(function, args)
-        if future is None or not self._ended(future, deadline_s):
+        for _ in range(2):
+            future = self._begin(function, args)
+            if future is not None and self._ended(future, deadline_s):
+                break
             # A child that died while it had nothing to do: pebble gives the whole pool up then.
             self.close()
             self._pool = self._new_pool()
-            future = self._begin(function, args)
-            if future is None or not self._ended(future, deadline_s):
-                raise NoChild(f"a process to work in dies as soon as it is started on {socket.gethostname()}: {DOCTOR}")
+        else:
+            raise NoChild(f"a process to work in dies as soon as it is started on {socket.gethostname()}: {DOCTOR}")
         try:
             return future.result()
         except ImportError as error:
