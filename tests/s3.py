@@ -230,3 +230,9 @@ def proxy(s3: Any, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """The S3 server of `s3`, reached through a Proxy; `s3` itself still goes there directly."""
     with behind_proxy(s3_endpoint, monkeypatch) as proxy:
         yield proxy
+
+
+def put(client, key: str, data: bytes) -> tuple[str, str, int]:
+    """An object, as (uri, content tag, size)."""
+    tag = client.put_object(Bucket=BUCKET, Key=key, Body=data)["ETag"].strip('"')
+    return f"s3://{BUCKET}/{key}", tag, len(data)

@@ -28,9 +28,9 @@ from scanner.sources import iter_videos
 from scanner.storage import CredentialsFailed, get_bytes, list_results, put_bytes
 from tests import chaos
 from tests.chaos import NODES, Event, Kind, Scene, Schedule
+from tests.namespaces import in_namespace
 from tests.queries.rows import span, write_part, write_run
-from tests.s3 import BUCKET, Storm
-from tests.scanner.test_storage import in_namespace, put
+from tests.s3 import BUCKET, Storm, put
 from tests.scans import ROOT, TIMEOUT_S, environment, videos
 
 pytestmark = pytest.mark.ray
