@@ -96,7 +96,8 @@ def print_summary(summary: Summary, record: dict[str, Any], config: ScanConfig) 
 
 
 def _common_folder(uris: list[str]) -> str:
-    """The longest shared prefix that ends in a slash."""
+    """The longest shared prefix that ends in a slash, and leaves a name of each: also of a folder, "/archive/2024/"."""
+    uris = [uri.rstrip("/") for uri in uris]
     if len(uris) < 2:
         return uris[0][: uris[0].rfind("/") + 1] if uris else ""
     low, high = min(uris), max(uris)

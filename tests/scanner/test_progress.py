@@ -109,6 +109,13 @@ def test_names_from_strangers_cannot_drive_the_terminal(results, capsys):
     assert "[red]odd" in text  # markup of the table's own language stays text
 
 
+@pytest.mark.parametrize("others", [(), ("/archive/a.mp4",), ("/archive/closed/b.mp4",)])
+def test_a_folder_that_could_not_be_listed_keeps_its_name(tmp_path, capsys, others):
+    row = {"status": "missing", "error": "folder could not be read: Permission denied"}
+    write_part(tmp_path, [span("/archive/closed/", **row), *map(span, others)])
+    assert "\nclosed/: folder could not be read: Permission denied\n" in summary_text(tmp_path, capsys)
+
+
 def test_an_untrained_model_and_an_interruption_are_said(results, capsys):
     plain = summary_text(results, capsys)
     assert "no video was given" not in plain and "Interrupted" not in plain
