@@ -24,9 +24,9 @@ CORES_PER_CPU_SCORER = 3
 SPANS_PER_GPU_BATCH = 4
 SPANS_PER_PART = 16
 #: A task costs the driver about as much with one span in it as with several, which matters where short clips or many
-#: cores make it one of hundreds a second. So an analyser gets up to so many spans at once, as much video as so many
-#: full ones: fewer to do again when a node is lost, and no more memory for crops. Only where so many videos are there
-#: for each analyser; with fewer, some would have several spans to do in the end and others none.
+#: cores make it one of hundreds a second. So an analyser gets up to so many spans at once, and as much video as so many
+#: full ones; more would be more to do again when a node is lost, and more memory for crops. Only where so many videos
+#: are there for each analyser: with fewer, some would have several spans to do in the end and others none.
 SPANS_PER_TASK, FULL_SPANS_PER_TASK = 4, 2
 VIDEOS_PER_ANALYZER = 16
 #: A batch waits for spans to come. With so many analysers for each of them it waits for a quarter of what one takes.

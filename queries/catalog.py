@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -30,6 +30,7 @@ from scanner.storage import (
     list_results,
     local_path,
     s3_problem,
+    unreadable,
 )
 
 if TYPE_CHECKING:
@@ -149,7 +150,10 @@ def list_files(results: str) -> Files:
 
     Raises UserError when there are none, or they can't be listed.
     """
-    if not is_s3(results) and not os.path.isdir(local_path(results)):  # noqa: PTH112  Path's raises below a private one
+    is_there = is_s3(results)
+    with suppress(OSError):  # what lies below a folder that may not be entered is as good as not there
+        is_there = is_there or local_path(results).is_dir()
+    if not is_there:
         raise UserError(f"There are no results at {results}. Name the folder that `deepsweep scan --out` wrote.")
     for _ in range(ATTEMPTS):
         before = _generation(results)
@@ -277,7 +281,7 @@ def _read_run(run: str) -> str:
         if not isinstance(json.loads(text), dict):
             raise ValueError
     except OSError as error:
-        raise UserError(f"{run} can't be read: {error.strerror}. Mend that.", EXIT_PREFLIGHT) from None
+        raise unreadable(run, error) from None
     except S3_ERRORS as error:  # ValueError too: json's and unicode's are of that kind
         if is_s3(run) and not isinstance(error, ValueError):
             raise UserError(s3_problem(error, run, READ)) from None

@@ -290,7 +290,12 @@ def list_results(results: str, prefix: str = "", suffix: str = "") -> list[str]:
 
 def _refuse_unless_gone(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise UserError(f"{error.filename} can't be read: {error.strerror}. Mend that.", EXIT_PREFLIGHT)
+        raise unreadable(error.filename, error)
+
+
+def unreadable(path: str, error: OSError) -> UserError:
+    """What to tell of a file or folder of RESULTS that is there and can't be read."""
+    return UserError(f"{path} can't be read: {error.strerror}. Mend that.", EXIT_PREFLIGHT)
 
 
 def file_sizes(results: str, prefix: str, suffix: str) -> dict[str, int]:
