@@ -20,7 +20,8 @@ SINK_CPUS = 0.1
 #: Cores whose analysed clips keep one CPU scorer busy: measured, scoring costs 0.29 of the analysis.
 CORES_PER_CPU_SCORER = 3
 #: The most spans that a GPU scores, and that a part on disk holds, at once. The crops of a one-face span are 33 MB
-#: (60 s, 5 a second, 192 px): two batches of 4 with six faces each just fit into a 2 GiB object store.
+#: (60 s, 5 a second, 192 px): two batches of 4 with six faces each just fit into a 2 GiB object store. Where tasks
+#: hold several spans, a batch holds so many tasks' spans.
 SPANS_PER_GPU_BATCH = 4
 SPANS_PER_PART = 16
 #: A task costs the driver about as much with one span in it as with several, which matters where short clips or many
@@ -29,11 +30,12 @@ SPANS_PER_PART = 16
 #: are there for each analyser: with fewer, some would have several spans to do in the end and others none.
 SPANS_PER_TASK, FULL_SPANS_PER_TASK = 4, 2
 VIDEOS_PER_ANALYZER = 16
-#: A batch waits for spans to come. With so many analysers for each of them it waits for a quarter of what one takes.
-ANALYZERS_PER_BATCHED_SPAN = 4
+#: A batch waits for spans to come: with so many analysers for each of them for a quarter of what one takes, and a part
+#: on disk, for which nobody waits but who watches, for half of it.
+ANALYZERS_PER_BATCHED_SPAN, ANALYZERS_PER_WRITTEN_SPAN = 4, 2
 #: Tasks that an actor has got, the one in work among them. The driver hands out new ones about ten times a second, and
 #: learns two rounds later that one has ended: enough for analysis, which takes seconds, but a GPU, or a sink on a fast
-#: disk, would wait for work most of the time. What may wait in the object store is bounded by Ray Data's budgets.
+#: disk, would wait for work most of the time. What may wait in the object store is bounded: see backpressure.py.
 TASKS_IN_FLIGHT = 2
 QUICK_TASKS_IN_FLIGHT = 4
 MIN_CPUS = 1.5
@@ -81,17 +83,12 @@ class Plan:
     spans_per_task: int = 1  # of analysis, at most
 
     def for_videos(self, count: int) -> Plan:
-        """The plan for so many videos; batches then hold as much video as before, in fewer tasks' answers."""
+        """The plan for so many videos; batches hold as many tasks' spans as before, and parts no more than they may."""
         if count < VIDEOS_PER_ANALYZER * self.most_analyzers:
             return self
-        scored, part = self.score["batch_size"], self.score["batch_size"] * self.sink["batch_size"]
-        scored = max(1, scored // FULL_SPANS_PER_TASK)
-        return replace(
-            self,
-            spans_per_task=SPANS_PER_TASK,
-            score=self.score | {"batch_size": scored},
-            sink=self.sink | {"batch_size": max(1, part // (scored * FULL_SPANS_PER_TASK))},
-        )
+        most = max(1, SPANS_PER_PART // (FULL_SPANS_PER_TASK * self.score["batch_size"]))
+        sink = self.sink | {"batch_size": min(most, self.sink["batch_size"])}
+        return replace(self, spans_per_task=SPANS_PER_TASK, sink=sink)
 
 
 def make_plan(cpus: float, gpus: float, nodes: int = 1) -> Plan:
@@ -191,6 +188,7 @@ def _plan(now: dict[str, int], most: dict[str, int], shares: dict[str, Share], s
     """A plan that begins with `now` actors of each of STAGES, and never has more than `most`."""
     use_gpu = shares["score"].gpus > 0
     batch = max(1, now["analyze"] // ANALYZERS_PER_BATCHED_SPAN)
+    part = max(1, now["analyze"] // ANALYZERS_PER_WRITTEN_SPAN)
     scored = min(batch, SPANS_PER_GPU_BATCH) if use_gpu else 1
     quick = {"score", "sink"} if use_gpu else {"sink"}
     pools = {stage: _pool(now[stage], most[stage], share, stage in quick) for stage, share in shares.items()}
@@ -201,7 +199,7 @@ def _plan(now: dict[str, int], most: dict[str, int], shares: dict[str, Share], s
         split=pools["split"],
         analyze=pools["analyze"],
         score=pools["score"] | {"num_gpus": shares["score"].gpus, "batch_size": scored},
-        sink=pools["sink"] | {"batch_size": min(batch, SPANS_PER_PART) // scored},  # of what was scored together
+        sink=pools["sink"] | {"batch_size": min(part, SPANS_PER_PART) // scored},  # of what was scored together
         most_analyzers=most["analyze"],
         most_scorers=most["score"],
         short_of_memory=short_of_memory,

@@ -36,9 +36,6 @@ if TYPE_CHECKING:  # the stages work without Ray, too: one video is inspected in
 
     from cluster.plan import Plan
 
-# Read when Ray Data is loaded: bound how far a stage runs ahead always, not only when memory gets short.
-os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
-
 VIDEOS_PER_BLOCK = 200  # in Ray's object store before probing: a million videos are 5,000 references
 ANALYSIS_MODULES = ("scanner.analysis", "mediapipe")  # what a child that analyses should find imported
 PROBE_DEADLINE_S = 120.0  # reading a header takes milliseconds; a recording without one is read whole

@@ -55,7 +55,6 @@ REPORTED_PACKAGES = (
     "numpy",
     "pyarrow",
 )
-RUN_AHEAD = 3.0  # finished blocks a stage may hold, in those that the next one works on
 #: Spans that wait with a splitter for the driver, which comes by ten times a second: with Ray's 2 one splitter passes
 #: on no more than 16 spans a second, too few for a node with many cores and an archive of short clips.
 SPANS_TO_COLLECT = 8
@@ -287,6 +286,8 @@ def set_up_ray_data() -> None:
     """Ray Data's settings for a run of deepsweep: its own bars off, ours on."""
     import ray.data
 
+    from cluster.backpressure import RunAhead
+
     logger = logging.getLogger("ray.data")
     for handler in [one for one in logger.handlers if isinstance(one, logging.StreamHandler)]:
         logger.removeHandler(handler)  # what ends a scan is told in a sentence; the traceback is in Ray's log file
@@ -298,8 +299,7 @@ def set_up_ray_data() -> None:
     # its own block, at once, so that no finished task waits for others and no long video keeps one actor.
     context.target_max_block_size = 1
     context.target_min_block_size = 1
-    # Each stage runs ahead of the next by a few tasks only: a fetched video waits on disk, crops in memory.
-    context.downstream_capacity_backpressure_ratio = RUN_AHEAD
+    RunAhead.rule(context)
     context._max_num_blocks_in_streaming_gen_buffer = SPANS_TO_COLLECT
     context.raise_original_map_exception = True  # by default it is "UDF failed to process a data block"
     context.execution_no_progress_timeout_s = -1  # half an hour is not long for two attempts at a span: see watchdog

@@ -22,6 +22,7 @@ from cluster.connect import (
 from cluster.growth import rooms_of
 from cluster.plan import (
     ANALYZERS_PER_BATCHED_SPAN,
+    ANALYZERS_PER_WRITTEN_SPAN,
     FULL_SPANS_PER_TASK,
     MIN_CPUS,
     SPANS_PER_GPU_BATCH,
@@ -251,27 +252,26 @@ def test_one_and_a_half_gpus_are_refused():
 @given(cores, st.integers(0, 8))
 def test_a_batch_is_full_while_its_spans_are_young(cpus, gpus):
     plan = make_plan(cpus, gpus)
-    for spans in (plan.score["batch_size"], plan.score["batch_size"] * plan.sink["batch_size"]):
-        assert spans == 1 or spans * ANALYZERS_PER_BATCHED_SPAN <= plan.analyzers
+    scored, part = plan.score["batch_size"], plan.score["batch_size"] * plan.sink["batch_size"]
+    assert scored == 1 or scored * ANALYZERS_PER_BATCHED_SPAN <= plan.analyzers
+    assert part == 1 or part * ANALYZERS_PER_WRITTEN_SPAN <= plan.analyzers
 
 
 def test_few_analysers_write_each_span_at_once():
-    assert make_plan(4, 1).sink["batch_size"] == 1
+    assert make_plan(2, 0).sink["batch_size"] == make_plan(4, 1).score["batch_size"] == 1
     plan = make_plan(128, 1)
     assert plan.score["batch_size"] * plan.sink["batch_size"] == SPANS_PER_PART
     assert make_plan(128, 0).sink["batch_size"] == SPANS_PER_PART
 
 
 @given(cores, st.integers(0, 8), st.integers(0, 100_000))
-def test_tasks_of_several_spans_come_with_many_videos_and_batches_hold_no_more_video_than_before(cpus, gpus, videos):
+def test_tasks_of_several_spans_come_with_many_videos_and_parts_hold_no_more_video_than_before(cpus, gpus, videos):
     before = make_plan(cpus, gpus)
     plan = before.for_videos(videos)
     assert (plan.spans_per_task > 1) == (videos >= VIDEOS_PER_ANALYZER * before.most_analyzers)
     in_a_row = FULL_SPANS_PER_TASK if plan.spans_per_task > 1 else 1
-    assert plan.score["batch_size"] >= 1 and plan.sink["batch_size"] >= 1
-    scored = before.score["batch_size"], plan.score["batch_size"] * in_a_row
-    assert scored[1] <= max(scored[0], in_a_row)
-    assert scored[1] * plan.sink["batch_size"] <= max(scored[0] * before.sink["batch_size"], in_a_row)
+    assert plan.score == before.score and plan.sink["batch_size"] >= 1
+    assert plan.score["batch_size"] * plan.sink["batch_size"] * in_a_row <= SPANS_PER_PART
 
 
 def test_two_batches_of_crowded_spans_fit_into_a_nodes_object_store():

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from cluster.backpressure import RunAhead
 from cluster.connect import connect, disconnect
 from cluster.plan import plan_for
 from scanner import metrics, pipeline
@@ -41,6 +42,12 @@ MEET_S = 120.0
 def stages_running() -> list[Any]:
     """Ray Data's operators, the input first."""
     return [operator for executor in _executors() for operator in executor._topology]
+
+
+def policies(executor: Any) -> list[type]:
+    """What holds a Ray Data executor's stages back, its own budgets among them."""
+    budgets = executor._resource_manager._op_resource_allocator
+    return [type(one) for one in (*executor._backpressure_policies, budgets) if one is not None]
 
 
 class Long(Split):
@@ -75,7 +82,7 @@ class Score(pipeline.Score):
         self.work = work
 
     def score(self, spans: list[Span]) -> list[Span]:
-        time.sleep(0.2 * len(spans))
+        time.sleep(0.6 * len(spans))
         return [span.failed(Status.NO_FACE, "") for span in spans]
 
 
@@ -123,6 +130,7 @@ def test_spans_of_one_video_are_analysed_at_once_nothing_is_spilled_and_promethe
                 for batch in batches:
                     figures = [getattr(stage, "_output_blocks_stats", None) for stage in stages_running()]
                     assert found or None not in figures[1:], "Ray Data's figures of blocks are where they are dropped"
+                    assert found or [policies(one) for one in _executors()] == [[RunAhead]], "it asks nobody else"
                     forget_blocks()
                     found += list(batch["index"])
             assert sorted(found) == list(range(SPANS))
