@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 import os
 import platform
@@ -27,6 +28,7 @@ DECODERS = {
     **{name: (name,) for name in ("h264", "hevc", "mpeg4", "mpeg2video", "mjpeg", "vp8", "vp9")},
     "av1": ("libdav1d", "libaom-av1"),
 }
+STAGE_LIBRARIES = ("mediapipe", "cv2", "torch")  # only looked for: loading them takes seconds, and a stage says why
 GIB = 1 << 30
 
 T = TypeVar("T")
@@ -59,7 +61,7 @@ class NodeFacts:
     """What a node says of itself."""
 
     versions: dict[str, str]
-    unloadable: str | None  # why a decoder can't be loaded
+    unloadable: str | None  # why a library can't be loaded
     missing_codecs: tuple[str, ...]
     scratch_free: int | None  # bytes; None: not asked, or nothing can be written there
     shared_memory: int | None  # bytes, used or not; None where there is none
@@ -119,7 +121,7 @@ def _problems(answer: Answer[NodeFacts], needs: Needs, here: dict[str, str]) -> 
     if not node.works:
         return found
     if facts.unloadable is not None:
-        found.append(f"videos can't be decoded there ({facts.unloadable}); `deepsweep doctor` names the fix")
+        found.append(f"videos can't be scanned there ({facts.unloadable}); `deepsweep doctor` names the fix")
     elif facts.missing_codecs:
         found.append(missing_codecs_problem(facts.missing_codecs))
     if needs.scratch is not None and facts.scratch_free is None:
@@ -170,11 +172,14 @@ def memory_problems(object_store: int, shared: int | None) -> list[str]:
 
 def node_facts(scratch: str | None) -> NodeFacts:
     """What this machine has. scratch: the folder whose space is asked for; it need not exist yet."""
-    missing, unloadable = (), None
+    missing: tuple[str, ...] = ()
     try:
         missing = missing_codecs()
     except Exception as error:  # a broken installation fails in any way it likes
         unloadable = f"{type(error).__name__}: {error}"
+    else:
+        absent = [name for name in STAGE_LIBRARIES if importlib.util.find_spec(name) is None]
+        unloadable = f"{', '.join(absent)} not installed" if absent else None
     return NodeFacts(
         versions=own_versions(),
         unloadable=unloadable,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_a_node_that_has_everything_is_let_through():
         ({"versions": HERE | {"Python": "3.10.2"}}, "Python 3.10.2 there, and 3.11.7 here"),
         ({"versions": {}}, "deepsweep missing there"),
         ({"missing_codecs": ("h264", "av1")}, "PyAV can't decode h264, av1"),
-        ({"unloadable": "OSError: libGL.so.1"}, "can't be decoded there (OSError: libGL.so.1)"),
+        ({"unloadable": "OSError: libGL.so.1"}, "can't be scanned there (OSError: libGL.so.1)"),
         ({"scratch_free": 3 * GIB}, "3.0 GiB are free for downloads in /scratch, and --scratch-size promises 20.0 GiB"),
         ({"scratch_free": None}, "nothing can be written to /scratch"),
         ({"shared_memory": 64 << 20}, "/dev/shm has 64 MiB, so that Ray's object store would lie on the disk"),
@@ -113,6 +114,15 @@ def test_this_machine_decodes_everything(tmp_path):
 def test_a_codec_that_ffmpeg_was_built_without_is_missing(monkeypatch):
     monkeypatch.setitem(DECODERS, "h264", ("h264-that-nobody-has",))
     assert missing_codecs() == ("h264",)
+
+
+@pytest.mark.parametrize(("module", "said"), [("mediapipe", "mediapipe not installed"), ("decord", "decord")])
+def test_a_library_that_is_not_there_is_named_before_the_first_video(monkeypatch, module, said):
+    monkeypatch.setitem(sys.modules, module, None)
+    facts = node_facts(None)
+    assert facts.unloadable and said in facts.unloadable
+    (sentence,) = problems([Answer(node(), facts)], Needs(None, 0), own_versions())
+    assert "can't be scanned there" in sentence and "deepsweep doctor" in sentence
 
 
 def test_where_nothing_can_be_written_there_is_no_room(tmp_path):
