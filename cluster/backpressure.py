@@ -19,6 +19,8 @@ STORE_SHARE = 0.5  # of all object stores together: one may get more than its pa
 class RunAhead(BackpressurePolicy):
     """Gives a stage nothing while the next one lags behind, or while the stores are full and it would fill them more.
 
+    At first each actor gets one task, and none to wait behind it.
+
     In place of Ray Data's own policies, and of its budgets of cores, GPUs and memory for each stage: it computes them
     anew for every block and task, which takes a third of the driver's time, and pools of actors have theirs from the
     plan. Where everything waits for something else, Ray Data gives out one more task all the same.
@@ -33,7 +35,9 @@ class RunAhead(BackpressurePolicy):
 
     def can_add_input(self, op: Any) -> bool:
         """Whether the stage may get another task."""
-        return not self._is_ahead(op) and not (self._stores_are_full() and _makes_more_than_it_takes(op))
+        if self._is_ahead(op) or _has_its_first_tasks(op):
+            return False
+        return not (self._stores_are_full() and _makes_more_than_it_takes(op))
 
     def max_task_output_bytes_to_read(self, op: Any) -> int | None:
         """0 where what the stage's tasks have made stays with them for now; they then stop making more."""
@@ -50,6 +54,13 @@ class RunAhead(BackpressurePolicy):
         # With what running tasks are about to make, as far as those before them tell.
         used = self._resource_manager.get_global_usage().object_store_memory
         return used >= self._resource_manager.get_global_limits().object_store_memory
+
+
+def _has_its_first_tasks(op: Any) -> bool:
+    # Until one of them has ended nobody knows how much they make: none is handed out to wait behind another.
+    if op.metrics.average_bytes_outputs_per_task is not None:
+        return False
+    return op.num_active_tasks() >= op.get_actor_info().running
 
 
 def _makes_more_than_it_takes(op: Any) -> bool:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # the stages work without Ray, too: one video is inspected in
 
     from cluster.plan import Plan
 
-VIDEOS_PER_BLOCK = 200  # in Ray's object store before probing: a million videos are 5,000 references
+VIDEOS_PER_BLOCK = 200  # of the input: a million videos are 5,000 blocks of a few KB
 ANALYSIS_MODULES = ("scanner.analysis", "mediapipe")  # what a child that analyses should find imported
 PROBE_DEADLINE_S = 120.0  # reading a header takes milliseconds; a recording without one is read whole
 
@@ -88,15 +88,15 @@ class Todo:
     count: int = 0
 
 
-def dataset(todo: list[Any], work: Work, plan: Plan) -> ray.data.Dataset:
+def dataset(todo: list[pa.Table], work: Work, plan: Plan) -> ray.data.Dataset:
     """The whole scan as a lazy, streaming dataset; reading its rows (see `written`) runs it.
 
-    todo: references to blocks as `todo_block` makes them. Every video comes out as at least one row:
+    todo: blocks as `todo_block` makes them. Every video comes out as at least one row:
     stages turn whatever goes wrong with it into a status.
     """
     import ray.data
 
-    videos = ray.data.from_arrow_refs(todo)
+    videos = ray.data.from_blocks(todo)  # from_arrow would have a task look at each block, on a core of its own
     spans = videos.flat_map(SplitIntoSpans, fn_constructor_args=(work,), **plan.split)
     # Ray's types know classes in map_batches only.
     signals = spans.map(cast(Any, Analyze), fn_constructor_args=(work,), **plan.analyze)

@@ -128,7 +128,6 @@ def _run(
     config: ScanConfig, facts: RunFacts, inventory: Inventory, first, progress: Progress, record: dict[str, Any]
 ) -> None:
     """Drive the pipeline until everything is written or the user interrupts; record tells how that went."""
-    import ray
     from ray.exceptions import RayError
 
     from cluster.connect import disconnect
@@ -148,14 +147,14 @@ def _run(
             record["plan"] = plan_facts(resources, plan)
             heart.start()
             set_up_ray_data()
-            refs = [ray.put(block) for block in itertools.chain([first], inventory.blocks(progress))]
+            todo = [first, *inventory.blocks(progress)]
             progress.listing = False
             plan = sized(plan, config, inventory)
             record["plan"] = plan_facts(resources, plan)
             progress.event("started", run_id=facts.run_id, videos=inventory.todo, **record["plan"])
             scratch = Scratch(base / facts.run_id, config.scratch_size)
             work = Work.of(config, facts, scratch, plan.spans_per_task)
-            for batch in dataset(refs, work, plan).iter_batches(batch_size=None, prefetch_batches=0):
+            for batch in dataset(todo, work, plan).iter_batches(batch_size=None, prefetch_batches=0):
                 if "first_result_s" not in record:
                     record["first_result_s"] = round(time.monotonic() - began, 2)
                 _count(progress, batch)

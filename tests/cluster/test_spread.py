@@ -120,9 +120,7 @@ def test_spans_of_one_video_are_analysed_at_once_nothing_is_spilled_and_promethe
         resources = connect(address, 0)
         try:
             set_up_ray_data()
-            import ray
-
-            video = ray.put(todo_block([Todo(Video("long.mp4", "-", 1))]))
+            video = todo_block([Todo(Video("long.mp4", "-", 1))])
             stages = {"SplitIntoSpans": Long, "Analyze": Analyze, "Score": Score, "Sink": Sink}
             with patch.multiple(pipeline, **stages):
                 found = []

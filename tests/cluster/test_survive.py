@@ -111,7 +111,7 @@ set_up_ray_data()
 pool = {"compute": ray.data.ActorPoolStrategy(size=1), "num_cpus": 0.1, "fn_constructor_args": (WORK,)}
 names = ["a", "deadly to analyse", "deadly to score", "b"]
 block = todo_block(Todo(Video(name, "", 0)) for name in names)
-rows = ray.data.from_arrow_refs([ray.put(block)]).flat_map(Split, **pool).map(Analysis, **pool)
+rows = ray.data.from_blocks([block]).flat_map(Split, **pool).map(Analysis, **pool)
 for row in rows.map_batches(Scoring, batch_size=4, **pool).take_all():
     for span in _unpack(row):
         print(json.dumps([span.uri, span.status.value, span.error]))
