@@ -154,7 +154,9 @@ def _run(
             progress.event("started", run_id=facts.run_id, videos=inventory.todo, **record["plan"])
             scratch = Scratch(base / facts.run_id, config.scratch_size)
             work = Work.of(config, facts, scratch, plan.spans_per_task)
-            for batch in dataset(todo, work, plan).iter_batches(batch_size=None, prefetch_batches=0):
+            rows = dataset(todo, work, plan)
+            del todo  # Ray's object store has it now: 30 MB of a million videos
+            for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
                 if "first_result_s" not in record:
                     record["first_result_s"] = round(time.monotonic() - began, 2)
                 _count(progress, batch)
