@@ -19,11 +19,10 @@ STORE_SHARE = 0.5  # of all object stores together: one may get more than its pa
 class RunAhead(BackpressurePolicy):
     """Gives a stage nothing while the next one lags behind, or while the stores are full and it would fill them more.
 
-    At first each actor gets one task, and none to wait behind it.
-
-    In place of Ray Data's own policies, and of its budgets of cores, GPUs and memory for each stage: it computes them
-    anew for every block and task, which takes a third of the driver's time, and pools of actors have theirs from the
-    plan. Where everything waits for something else, Ray Data gives out one more task all the same.
+    At first each actor gets one task, and none to wait behind it. In place of Ray Data's own policies, and of its
+    budgets of cores, GPUs and memory for each stage: it computes them anew for every block and task, which takes a
+    third of the driver's time, and pools of actors have theirs from the plan. Where everything waits for something
+    else, Ray Data gives out one more task all the same.
     """
 
     @classmethod
@@ -60,7 +59,7 @@ def _has_its_first_tasks(op: Any) -> bool:
     # Until one of them has ended nobody knows how much they make: none is handed out to wait behind another.
     if op.metrics.average_bytes_outputs_per_task is not None:
         return False
-    return op.num_active_tasks() >= op.get_actor_info().running
+    return op.num_active_tasks() >= max(1, op.get_actor_info().running)
 
 
 def _makes_more_than_it_takes(op: Any) -> bool:
