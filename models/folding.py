@@ -20,7 +20,10 @@ def fold_batch_norms(network: ClipNet) -> ClipNet:
     for sequence, index in _pairs(network):
         convolution, norm = sequence[index], sequence[index + 1]
         assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        sequence[index] = fuse_conv_bn_eval(convolution, norm)
+        folded = fuse_conv_bn_eval(convolution, norm)
+        assert folded.bias is not None
+        folded.bias.requires_grad_(folded.weight.requires_grad)  # torch leaves a bias that was not there before fixed
+        sequence[index] = folded
         sequence[index + 1] = nn.Identity()
     return network
 

@@ -12,7 +12,7 @@ import torch
 from models.folding import fold_batch_norms, unfold_batch_norms
 from models.network import ClipNet
 from models.spec import BACKBONES, Architecture
-from models.training.fit import Fit, fit_frames
+from models.training.fit import FROZEN_BLOCKS, Fit, fit_frames
 from models.training.sampling import Geometry, Sampler
 from models.training.temporal import Sequences, fit_clip_head
 
@@ -67,6 +67,16 @@ def test_training_lowers_the_loss_and_leaves_the_clip_head_alone(network, sample
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
     assert torch.equal(fitted.lstm.weight_ih_l0, network.lstm.weight_ih_l0)
     assert not torch.equal(fitted.frame_head.weight, network.frame_head.weight)
+
+
+def test_biases_of_folded_norms_learn_and_the_first_blocks_do_not(network, sampler):
+    before = dict(unfold_batch_norms(fold_batch_norms(copy.deepcopy(network))).named_parameters())
+    fitted = fit_frames(network, sampler, Fit(steps=2, learning_rate=3e-3), CPU, lambda p: None)
+    for name, value in fitted.features.named_parameters():
+        first = int(name.split(".")[0]) < FROZEN_BLOCKS[network.architecture.backbone]
+        # the weights of unfolded norms are constants
+        if not (name.endswith("weight") and value.ndim == 1):
+            assert torch.equal(value, before[f"features.{name}"]) == first, name
 
 
 def test_an_interrupted_training_ends_as_an_undisturbed_one(network, sampler, tmp_path):
