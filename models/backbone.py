@@ -1,8 +1,9 @@
-"""The convolutions that see a face: MobileNetV2, and MesoNet-4 to compare with."""
+"""The convolutions that see a face: MobileNetV2, with and without instance norm, and MesoNet-4 to compare with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,11 @@ from torch import nn
 #: Of each stage of MobileNetV2: expansion, channels, blocks, stride of the first block (Sandler et al. 2018, table 2).
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 _STEM, _LAST = 32, 1280  # channels of the first and the last convolution
+#: The blocks whose maps the variant with instance norms normalises: the last ones at a quarter and an eighth of the
+#: input. Of four choices, the one that ranked unseen manipulated videos best (models/training/LOG.md, 2026-11-29).
+_CALMED = (3, 6)
+_FLAT, _NOTHING = 1e-3, 1e-12
+STYLE = ".style."  # in the names of the instance norms' tensors
 _MESO_MAP = 8  # cells on a side of MesoNet-4's last map, where its input has 256 px
 
 
@@ -48,9 +54,65 @@ class _InvertedResidual(nn.Module):
             nn.BatchNorm2d(out),
         )
         self.residual = stride == 1 and channels == out
+        self.style: nn.Module = nn.Identity()
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return maps + self.conv(maps) if self.residual else self.conv(maps)
+        return self.style(maps + self.conv(maps) if self.residual else self.conv(maps))
+
+
+class _InstanceNorm(nn.Module):
+    """Each map of each picture by itself: its mean becomes `bias`, its standard deviation over the cells `weight`.
+
+    What is the same all over a picture (how sharp, noisy and contrasty an archive is) goes, what differs from place to
+    place stays. torch's own instance norm wants another memory layout, which costs more than the sums.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        cells = maps.to(self.weight.dtype)
+        mean = cells.mean(dim=(2, 3), keepdim=True)
+        centred = cells - mean
+        variance = centred.square().mean(dim=(2, 3), keepdim=True)
+        weight, bias = self.weight[:, None, None], self.bias[:, None, None]
+        # an even picture's maps are flat: a thousandth of the usual variance keeps their noise from being blown up
+        scale = weight / (variance + _FLAT * weight.square() + _NOTHING).sqrt()
+        return (centred * scale + bias).to(maps.dtype)
+
+
+def mobilenet_v2_ibn_features(width_mult: float) -> nn.Sequential:
+    """MobileNetV2 with instance norms behind two of its stages: the arrangement IBN-b of Pan et al. (ECCV 2018).
+
+    Shapes and names are those of mobilenet_v2_features, but for the norms' own tensors.
+    """
+    features = mobilenet_v2_features(width_mult)
+    for block, norms in _calmed(features):
+        block.style = _InstanceNorm(norms[0].num_features)
+    return features
+
+
+def adopt_style(features: nn.Sequential) -> None:
+    """Start the instance norms of mobilenet_v2_ibn_features, in place, where the batch norms before them lead to.
+
+    For convolutions that were trained without: what follows then sees maps of the usual range.
+    """
+    for block, norms in _calmed(features):
+        assert isinstance(block.style, _InstanceNorm)
+        with torch.no_grad():
+            block.style.weight.copy_(torch.stack([norm.weight for norm in norms]).square().sum(dim=0).sqrt())
+            block.style.bias.copy_(torch.stack([norm.bias for norm in norms]).sum(dim=0))
+
+
+def _calmed(features: nn.Sequential) -> Iterator[tuple[_InvertedResidual, list[nn.BatchNorm2d]]]:
+    """The blocks of _CALMED, each with the batch norms of the summands that its maps consist of."""
+    blocks: list[Any] = list(features)
+    for last in _CALMED:
+        first = last
+        while blocks[first].residual:
+            first -= 1
+        yield blocks[last], [block.conv[-1] for block in blocks[first : last + 1]]
 
 
 def _convolution(channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -89,6 +151,7 @@ def _meso_block(channels: int, out: int, kernel: int, pool: int) -> nn.Sequentia
 #: The makers of BACKBONES: width multiplier -> convolutions.
 FEATURES: dict[str, Callable[[float], nn.Sequential]] = {
     "mobilenet_v2": mobilenet_v2_features,
+    "mobilenet_v2_ibn": mobilenet_v2_ibn_features,
     "meso4": meso4_features,
 }
 

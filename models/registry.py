@@ -40,7 +40,7 @@ __all__ = [
     "save_model",
 ]
 
-DEFAULT_MODEL = "sweep1"
+DEFAULT_MODEL = "sweep2"
 
 WEIGHTS = Path(__file__).parent / "weights"
 SPEC_FILE = "model.json"
@@ -119,10 +119,13 @@ def load_network(spec: ModelSpec) -> ClipNet:
 def load_features(spec: ModelSpec, path: str | os.PathLike[str]) -> ClipNet:
     """A network of `spec` whose convolutions come from a file of `features.*` tensors, of the names that ClipNet has.
 
-    The heads are initialised from the seed. Raises ModelError where the file does not hold these convolutions.
+    The heads are initialised from the seed; a file without the instance norm of a mobilenet_v2_ibn will do for one.
+    Raises ModelError where the file does not hold these convolutions.
     """
     import safetensors.torch
     import torch
+
+    from models.backbone import STYLE, adopt_style
 
     network = load_network(spec)
     try:
@@ -130,6 +133,9 @@ def load_features(spec: ModelSpec, path: str | os.PathLike[str]) -> ClipNet:
     except safetensors.SafetensorError as error:
         raise ModelError(f"{path} is not a safetensors file ({error}).") from None
     wanted = {k: v for k, v in _state(network).items() if k.startswith("features.")}
+    styled = [k for k in wanted if STYLE in k]
+    if plain := bool(styled) and not any(k in loaded for k in styled):
+        wanted = {k: v for k, v in wanted.items() if k not in styled}
     wrong = [
         k
         for k in wanted
@@ -138,6 +144,8 @@ def load_features(spec: ModelSpec, path: str | os.PathLike[str]) -> ClipNet:
     if wrong:
         raise ModelError(f"{path} does not hold the convolutions of a {spec.architecture.backbone}: see {wrong[0]}.")
     network.load_state_dict({k: loaded[k].float() for k in wanted}, strict=False)
+    if plain:
+        adopt_style(network.features)
     return network
 
 

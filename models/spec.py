@@ -14,7 +14,8 @@ FORMAT = 1
 UNTRAINED = "untrained"
 #: Networks that a model may have, and the side in pixels of the crops that each was published with or is trained on
 #: here. meso4 is a small detector of 2018, to compare with.
-BACKBONES = {"mobilenet_v2": 192, "meso4": 256}
+BACKBONES = {"mobilenet_v2_ibn": 192, "mobilenet_v2": 192, "meso4": 256}
+DEFAULT_BACKBONE = next(iter(BACKBONES))  # of a new training
 FUSION_TERMS = ("intercept", "cnn_top", "cnn_mean", "blink", "micro")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -30,7 +31,7 @@ class ModelError(ValueError):
 class Architecture:
     """Everything that decides the shapes of a network's weights."""
 
-    backbone: str = "mobilenet_v2"  # one of BACKBONES
+    backbone: str = DEFAULT_BACKBONE  # one of BACKBONES
     width_mult: float = 1.0
     lstm_hidden: int = 128
     lstm_layers: int = 1

@@ -27,7 +27,7 @@ from models.training.speed import half_precision, has_amx, keep_freed_memory, sp
 CPU_PASS = 16 if has_amx() else 8
 #: Blocks of each backbone that stay as they come. MobileNetV2's first three see edges and colours, at the largest maps:
 #: leaving them out of the backward pass gives 45 frames a second instead of 35 (AMD EPYC).
-FROZEN_BLOCKS = {"mobilenet_v2": 3, "meso4": 0}
+FROZEN_BLOCKS = {"mobilenet_v2": 3, "mobilenet_v2_ibn": 3, "meso4": 0}
 WARM_UP_STEPS = 100
 EMA_DECAY = 0.998  # about the last 500 steps
 CLIP_NORM = 1.0

@@ -26,6 +26,7 @@ from models.registry import (
     WEIGHTS,
     ModelError,
     built_in,
+    load_features,
     load_network,
     load_spec,
     read_weights,
@@ -275,3 +276,22 @@ def test_a_pipe_in_place_of_model_json_is_refused_at_once(tmp_path: Path):
     os.mkfifo(tmp_path / "model.json")
     with pytest.raises(ModelError, match="not a file"):
         load_spec(tmp_path)
+
+
+def test_convolutions_without_instance_norms_start_a_network_with_them(tmp_path: Path):
+    plain = ClipNet(replace(SMALL, backbone="mobilenet_v2")).features.state_dict(prefix="features.")
+    path = tmp_path / "plain.safetensors"
+    safetensors.torch.save_file(plain, path)
+    spec = ModelSpec("x", trained=False, architecture=replace(SMALL, backbone="mobilenet_v2_ibn"), seed=0)
+    network = load_features(spec, path)
+    state = network.features.state_dict(prefix="features.")
+    assert all(torch.equal(state[key], value) for key, value in plain.items())
+    style = [key for key in state if key not in plain]
+    assert style and not any(torch.equal(state[key], torch.ones_like(state[key])) for key in style)
+
+    safetensors.torch.save_file(state, path)
+    again = load_features(spec, path).features.state_dict(prefix="features.")
+    assert all(torch.equal(again[key], value) for key, value in state.items())
+    safetensors.torch.save_file({key: value for key, value in state.items() if key != style[0]}, path)
+    with pytest.raises(ModelError, match="convolutions of a mobilenet_v2_ibn"):
+        load_features(spec, path)

@@ -59,8 +59,8 @@ def test_another_backbone_starts_at_random_and_sees_crops_of_its_own_size(traine
     spec = load_spec(tmp_path / "run" / "model")
     assert (spec.architecture.backbone, spec.input_size) == ("meso4", 256)
     assert check_golden(spec).passed
-    other = run(str(prep), "--out", str(tmp_path / "other"), "--backbone", "meso4", "--init", "sweep1", *SHORT)
-    assert other.exit_code == 2 and "it is a mobilenet_v2, not a meso4" in other.output
+    other = run(str(prep), "--out", str(tmp_path / "other"), "--backbone", "meso4", "--init", "sweep2", *SHORT)
+    assert other.exit_code == 2 and "it is a mobilenet_v2_ibn, not a meso4" in other.output
 
 
 def test_the_figures_are_those_of_sources_that_were_held_out(trained):
