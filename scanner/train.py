@@ -159,7 +159,8 @@ def _first_network(init: str | None, backbone: str | None, seed: int) -> tuple[C
     start = load_spec(init or DEFAULT_MODEL)
     if backbone not in (None, start.architecture.backbone):
         if init is None:
-            return load_network(new(backbone)), new(backbone)
+            spec = new(backbone)
+            return load_network(spec), spec
         raise UserError(f"--init {init}: it is a {start.architecture.backbone}, not a {backbone}.")
     return load_network(start), replace(start, trained=False, weights=None, seed=seed, digest="", directory=None)
 
