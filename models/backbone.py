@@ -12,7 +12,7 @@ from torch import nn
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 _STEM, _LAST = 32, 1280  # channels of the first and the last convolution
 #: The blocks whose maps the variant with instance norms normalises: the last ones at a quarter and an eighth of the
-#: input. Of four choices, the one that ranked unseen manipulated videos best (models/training/LOG.md, 2026-11-29).
+#: input. Unseen manipulated videos are ranked a little better so (models/training/LOG.md, 2026-11-29).
 _CALMED = (3, 6)
 _FLAT, _NOTHING = 1e-3, 1e-12
 STYLE = ".style."  # in the names of the instance norms' tensors

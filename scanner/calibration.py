@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from models.evaluation import Judged, Report, evaluate, report_json
-from models.evaluation_text import report_markdown
+from models.evaluation import Estimate, Judged, Report, evaluate, report_json
+from models.evaluation_text import report_markdown, show
 from models.figures import draw_figures
 from models.golden import write_golden
 from models.metrics import auc, bootstrap_rate, rate_metrics
@@ -19,7 +19,7 @@ from models.network import ClipNet
 from models.prepared import FaceTrack
 from models.registry import save_model
 from models.spec import FUSION_TERMS, ModelSpec
-from models.training.calibrate import crossed, enough, fit_fusion, score, thresholds
+from models.training.calibrate import bands_of_crossed, crossed, enough, fit_fusion, margins, score, thresholds
 from models.training.recipe import REENCODED_CRF, TrackScores
 from scanner.fusion import evidence, fuse, verdict
 
@@ -68,7 +68,8 @@ def finish(
         fusion, bands = {**dict.fromkeys(FUSION_TERMS, 0.0), "cnn_mean": 1.0}, {"fake": 0.7, "real": 0.3}
     else:
         fusion = fit_fusion(calibration.terms, calibration.fake, TERMS)
-        bands = thresholds(score(calibration.terms, fusion), calibration.fake)
+        bands = bands_of_crossed(calibration.terms, calibration.fake, calibration.folds, TERMS)
+        bands = bands or thresholds(score(calibration.terms, fusion), calibration.fake)
     saved = save_model(folder / "model", network, replace(spec, fusion=fusion, thresholds=bands))
     write_golden(saved)
     _report(calibration, saved, folder, say)
@@ -76,31 +77,40 @@ def finish(
     return saved
 
 
-def figures_json(report: Report) -> str:
+def figures_json(report: Report, flagged: Mapping[str, Estimate]) -> str:
     """What a model's folder says of it: of report.json the figures of whole videos, with the rates at both bands.
 
-    tpr and fpr are those of `fake`. Of `real` they count what scores above it, and so is not passed as genuine.
+    flagged: tpr and fpr of `fake`, from bands that other folds set. Of `real` they count what scores above it, and so
+    is not passed as genuine.
     """
     whole = json.loads(report_json(report))
     counts = {name: whole["videos"][name] for name in ("reals", "fakes", "recordings")}
+    rates = {**flagged, **_rates_above_real(report)}
     figures = {
         **{name: whole[name] for name in ("model_digest", "created_at", "thresholds")},
-        "videos": counts | whole["videos"]["metrics"] | _rates_above_real(report),
+        "videos": counts | whole["videos"]["metrics"] | {name: asdict(rate) for name, rate in rates.items()},
         "reliability": whole["reliability"],
     }
     return json.dumps(figures, indent=1, allow_nan=False)
 
 
-def _rates_above_real(report: Report) -> dict[str, dict[str, float | None]]:
+def _rates_above_real(report: Report) -> dict[str, Estimate]:
     fake = np.array([video["label"] == "fake" for video in report.judged], bool)
     scores = np.array([video["score"] for video in report.judged], np.float64)
     groups = [video["group"] for video in report.judged]
+    rates = _rates(fake, scores, groups, math.nextafter(report.thresholds["real"], 1))
+    return {f"{name}_above_real": rate for name, rate in rates.items()}
+
+
+def _rates(fake: np.ndarray, scores: np.ndarray, groups: Sequence[str], threshold: float) -> dict[str, Estimate]:
+    """tpr and fpr with their intervals; without a value where a score is NaN."""
     rates = {}
-    for name, metric in rate_metrics(math.nextafter(report.thresholds["real"], 1)).items():
-        interval = bootstrap_rate(metric, fake, scores, groups, report.resamples, report.seed)
-        found = (float(metric(fake, scores)), *interval)
+    for name, metric in rate_metrics(threshold).items():
+        found = [math.nan] * 3
+        if not np.isnan(scores).any():
+            found = [float(metric(fake, scores)), *bootstrap_rate(metric, fake, scores, groups)]
         known = [value if math.isfinite(value) else None for value in found]
-        rates[f"{name}_above_real"] = dict(zip(("value", "low", "high"), known, strict=True))
+        rates[name] = Estimate(*known)
     return rates
 
 
@@ -128,10 +138,19 @@ def _report(calibration: Calibration, spec: ModelSpec, run: Path, say: Callable[
     for name, picture in draw_figures(report).items():
         (folder / name).write_bytes(picture)
     (folder / "report.json").write_text(report_json(report), encoding="utf-8")
-    (run / "model" / FIGURES).write_text(figures_json(report), encoding="utf-8")
+    passed = margins(calibration.terms, calibration.fake, calibration.folds, TERMS)
+    groups = [face.track.group for face in calibration.faces]
+    flagged = _rates(calibration.fake, passed, groups, threshold=0.0)
+    (run / "model" / FIGURES).write_text(figures_json(report, flagged), encoding="utf-8")
     lines = ["", "## Ablation", "", "| evidence | AUC of videos |", "| --- | --- |"]
     lines += [f"| {name} | {auc(calibration.fake[known], one[known]):.3f} |" for name, one in held_out.items()]
     lines += ["", "Fusion: " + ", ".join(f"{term} {value:.3f}" for term, value in spec.fusion.items()) + "."]
+    lines += [
+        "",
+        "The bands were set on these scores. By bands, and fusions, that other folds alone set: "
+        + "; ".join(f"{name.upper()} of `fake` {show(rate)}" for name, rate in flagged.items())
+        + ".",
+    ]
     (folder / "report.md").write_text(report_markdown(report) + "\n".join(lines) + "\n", encoding="utf-8")
     figure = float(auc(calibration.fake[known], values))
     say(f"Sources held out: AUC {figure:.3f} of {len(faces)} videos; see {folder / 'report.md'}")

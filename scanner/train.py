@@ -38,6 +38,13 @@ GUESSING = 0.53  # of the frames right: what a dead network reaches by chance ov
     help="Passes over stills and videos together, with labelled fakes.",
 )
 @click.option(
+    "--video-runs",
+    type=click.IntRange(1, 20),
+    default=3,
+    show_default=True,
+    help="Networks fitted so from other draws; the mean of their weights goes on.",
+)
+@click.option(
     "--folds",
     type=click.IntRange(0, 20),
     default=3,

@@ -9,7 +9,7 @@ import numpy as np
 RIDGE = 1e-3  # of the mean log-loss: keeps a coefficient finite where the classes can be told apart completely
 STEPS = 4000
 FEWEST = 2  # videos of each class that a fit needs
-FAKE_FPR = 0.01  # the band `fake` starts where so many genuine videos of the calibration set would be flagged
+FAKE_FPR = 0.01  # the band `fake` starts where so many genuine videos held out would be flagged
 REAL_FNR = 0.10  # the band `real` ends where so many manipulated ones would be called real
 
 
@@ -66,6 +66,38 @@ def crossed(
             coefficients = fit_fusion(_of(evidence, ~inside), fake[~inside], terms)
             scores[inside] = score(_of(evidence, inside), coefficients)
     return scores
+
+
+def bands_of_crossed(
+    evidence: Mapping[str, np.ndarray], fake: np.ndarray, folds: np.ndarray, terms: Sequence[str]
+) -> dict[str, float] | None:
+    """thresholds() of the scores that `crossed` gives; None where too few videos have one.
+
+    A fusion's own videos would set them too low: sources that it was not fitted to score further from the middle.
+    """
+    scores = crossed(evidence, fake, folds, terms)
+    known = ~np.isnan(scores)
+    return thresholds(scores[known], fake[known]) if enough(fake[known]) else None
+
+
+def margins(
+    evidence: Mapping[str, np.ndarray], fake: np.ndarray, folds: np.ndarray, terms: Sequence[str]
+) -> np.ndarray:
+    """By how much each video's score passes the band `fake`, both as the other folds alone would have set them.
+
+    (videos,), negative below the band; NaN where the other folds are too few, as with fewer than three. What share of
+    the genuine videos is above zero estimates how many of other sources will be flagged; bands_of_crossed() can't, for
+    its bands were set so.
+    """
+    passed = np.full(len(fake), np.nan)
+    for fold in np.unique(folds):
+        inside = folds == fold
+        rest = _of(evidence, ~inside)
+        bands = bands_of_crossed(rest, fake[~inside], folds[~inside], terms)
+        if bands is not None:
+            coefficients = fit_fusion(rest, fake[~inside], terms)
+            passed[inside] = score(_of(evidence, inside), coefficients) - bands["fake"]
+    return passed
 
 
 def _of(evidence: Mapping[str, np.ndarray], videos: np.ndarray) -> dict[str, np.ndarray]:

@@ -38,6 +38,9 @@ class Recipe:
     #: labelled fakes of tools that nobody trained on worse.
     epochs: float = 3.0
     video_epochs: float = 0.5  # passes over stills and videos together, with labelled fakes: more learns them by heart
+    #: Networks that are fitted so from other draws, and averaged: sources that nobody trained on are ranked by one of
+    #: them with an AUC that moves by a tenth from draw to draw.
+    video_runs: int = 3
     #: Sources held out in turn, for honest figures and calibration; the last network sees all of them. Below 2: one
     #: part is held out throughout, and chooses the checkpoint besides, which flatters its figures a little.
     folds: int = 3
@@ -124,7 +127,12 @@ class _Stages:
         self, name: str, first: ClipNet, tracks: Sequence[FaceTrack], validation: Sequence[FaceTrack] = ()
     ) -> ClipNet:
         """Frames, then the clip head on what they give. validation: tracks that choose the best checkpoint."""
-        network = self.frames(f"{name}-frames", first, tracks, LABELLED, self.recipe.video_epochs, validation)
+        epochs = self.recipe.video_epochs
+        runs = [
+            self.frames(f"{name}-frames{run}", first, tracks, LABELLED, epochs, validation, run)
+            for run in range(1, self.recipe.video_runs + 1)
+        ]
+        network = averaged(runs)
         return self._kept(f"{name}-clips", network, lambda: self._clip_head(f"{name}-clips", network, tracks))
 
     def frames(
@@ -135,9 +143,10 @@ class _Stages:
         labelled: float,
         epochs: float,
         validation: Sequence[FaceTrack] = (),
+        run: int = 0,
     ) -> ClipNet:
-        """Convolutions and frame head."""
-        seed = self.recipe.seed * 1000 + sum(name.encode())
+        """Convolutions and frame head. run: tells the draws of stages with the same work apart."""
+        seed = self.recipe.seed * 1000 + sum(name.encode()) + 100_000 * run
         sampler = Sampler(tracks, self.geometry, 1, labelled, VIDEO_SHARE, seed)
         pairs = self.recipe.batch_size // 2
         genuine = sum(not track.fake for track in tracks)
@@ -187,6 +196,17 @@ class _Stages:
         torch.save({"recipe": asdict(self.recipe), "network": network.state_dict()}, temporary)
         temporary.replace(path)
         return network
+
+
+def averaged(networks: Sequence[ClipNet]) -> ClipNet:
+    """The mean of the weights of networks that began as one (Wortsman et al., ICML 2022).
+
+    Their batch norms must only add biases, as those of fit_frames do: then it is the mean of what they compute with.
+    """
+    states = [network.state_dict() for network in networks]
+    mean = ClipNet(networks[0].architecture).eval()
+    mean.load_state_dict({name: sum(state[name] for state in states) / len(states) for name in states[0]})
+    return mean
 
 
 class Validation:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.training.calibrate import crossed, fit_fusion, score, thresholds
+from models.training.calibrate import bands_of_crossed, crossed, fit_fusion, margins, score, thresholds
 
 
 def _videos(seed: int, count: int = 4000):
@@ -52,6 +52,31 @@ def test_a_fold_without_which_a_class_is_missing_has_no_crossed_score():
     evidence, fake = _videos(7, 100)
     scores = crossed(evidence, fake, np.where(fake, 0, 1), ("strong",))
     assert np.isnan(scores).all()
+
+
+def test_a_margin_does_not_know_the_labels_of_its_fold():
+    evidence, fake = _videos(8, 300)
+    folds = np.arange(300) % 3
+    before = margins(evidence, fake, folds, ("strong",))
+    after = margins(evidence, np.where(folds == 1, ~fake, fake), folds, ("strong",))
+    assert np.allclose(before[folds == 1], after[folds == 1]) and not np.allclose(before[folds == 0], after[folds == 0])
+
+
+def test_margins_need_two_folds_beside_their_own():
+    evidence, fake = _videos(9, 200)
+    assert np.isnan(margins(evidence, fake, np.arange(200) // 2 % 2, ("strong",))).all()
+
+
+def test_sources_that_score_higher_than_others_raise_the_band_and_show_in_the_margins():
+    """A fold's genuine videos lie far above the others': a fusion fitted on all would not know."""
+    evidence, fake = _videos(10, 300)
+    folds = np.arange(300) % 3
+    evidence["strong"][(folds == 2) & ~fake] += 3.0
+    coefficients = fit_fusion(evidence, fake, ("strong",))
+    bands = bands_of_crossed(evidence, fake, folds, ("strong",))
+    assert bands is not None and bands["fake"] > thresholds(score(evidence, coefficients), fake)["fake"]
+    passed = margins(evidence, fake, folds, ("strong",))
+    assert (passed[(folds == 2) & ~fake] > 0).mean() > 0.2 and (passed[(folds != 2) & ~fake] > 0).mean() <= 0.01
 
 
 def test_classes_count_the_same_however_many_videos_they_have():
