@@ -19,7 +19,16 @@ from models.network import ClipNet
 from models.prepared import FaceTrack
 from models.registry import save_model
 from models.spec import FUSION_TERMS, ModelSpec
-from models.training.calibrate import bands_of_crossed, crossed, enough, fit_fusion, margins, score, thresholds
+from models.training.calibrate import (
+    bands_of_crossed,
+    crossed,
+    enough,
+    fit_fusion,
+    fusions_of_others,
+    margins,
+    score,
+    thresholds,
+)
 from models.training.recipe import REENCODED_CRF, TrackScores
 from scanner.fusion import evidence, fuse, verdict
 
@@ -125,13 +134,13 @@ def _report(calibration: Calibration, spec: ModelSpec, run: Path, say: Callable[
         return
     folder = run / "held-out"
     faces = [face for face, one in zip(calibration.faces, known, strict=True) if one]
-    values = held_out["all"][known]
+    fusions = fusions_of_others(calibration.terms, calibration.fake, calibration.folds, TERMS)
     report = evaluate(
-        [_judged(face, face.clips, value, spec) for face, value in zip(faces, values, strict=True)],
+        [_judged(face, face.clips, fusions[face.fold], spec) for face in faces],
         model=spec.name,
         model_digest=spec.digest,
         thresholds=spec.thresholds,
-        copies=[_judged(face, face.reencoded, _fused(face, face.reencoded, spec), spec) for face in faces],
+        copies=[_judged(face, face.reencoded, fusions[face.fold], spec) for face in faces],
         crf=REENCODED_CRF,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +161,7 @@ def _report(calibration: Calibration, spec: ModelSpec, run: Path, say: Callable[
         + ".",
     ]
     (folder / "report.md").write_text(report_markdown(report) + "\n".join(lines) + "\n", encoding="utf-8")
-    figure = float(auc(calibration.fake[known], values))
+    figure = float(auc(calibration.fake[known], held_out["all"][known]))
     say(f"Sources held out: AUC {figure:.3f} of {len(faces)} videos; see {folder / 'report.md'}")
 
 
@@ -160,13 +169,14 @@ def _terms(clips: np.ndarray, track: FaceTrack) -> dict[str, float]:
     return evidence(clips, track.blink_score, track.micro_irregularity)
 
 
-def _fused(face: TrackScores, clips: np.ndarray, spec: ModelSpec) -> float:
-    return fuse(clips, face.track.blink_score, face.track.micro_irregularity, spec.fusion)
-
-
-def _judged(face: TrackScores, clips: np.ndarray, value: float, spec: ModelSpec) -> Judged:
-    """A held-out video as an evaluation wants it: `value` is its score, `clips` the network's probabilities."""
+def _judged(face: TrackScores, clips: np.ndarray, fusion: Mapping[str, float], spec: ModelSpec) -> Judged:
+    """A held-out video as an evaluation wants it. clips: the network's probabilities. fusion: of the other folds."""
     track = face.track
+
+    def fused(some: np.ndarray) -> float:
+        return fuse(some, track.blink_score, track.micro_irregularity, fusion)
+
+    value = fused(clips)
     return Judged(
         uri=track.uri,
         label=track.label,
@@ -174,9 +184,9 @@ def _judged(face: TrackScores, clips: np.ndarray, value: float, spec: ModelSpec)
         source=track.source,
         group=track.group,
         status="ok",
-        score=float(value),
+        score=value,
         cnn_score=float(clips.mean()),
-        verdict=verdict(float(value), spec.thresholds["fake"], spec.thresholds["real"]),
-        clips=tuple(_fused(face, clip[None], spec) for clip in clips),
+        verdict=verdict(value, spec.thresholds["fake"], spec.thresholds["real"]),
+        clips=tuple(fused(clip[None]) for clip in clips),
         container=track.container,
     )

@@ -52,6 +52,18 @@ def enough(fake: np.ndarray) -> bool:
     return min(fake.sum(), (~fake).sum()) >= FEWEST
 
 
+def fusions_of_others(
+    evidence: Mapping[str, np.ndarray], fake: np.ndarray, folds: np.ndarray, terms: Sequence[str]
+) -> dict[int, dict[str, float]]:
+    """fold → the coefficients that the other folds give, where those are enough. folds: (videos,) int."""
+    outside = {int(fold): folds != fold for fold in np.unique(folds)}
+    return {
+        fold: fit_fusion(_of(evidence, others), fake[others], terms)
+        for fold, others in outside.items()
+        if enough(fake[others])
+    }
+
+
 def crossed(
     evidence: Mapping[str, np.ndarray], fake: np.ndarray, folds: np.ndarray, terms: Sequence[str]
 ) -> np.ndarray:
@@ -60,11 +72,9 @@ def crossed(
     Fitting and judging on the same videos would flatter. folds: (videos,) int.
     """
     scores = np.full(len(fake), np.nan)
-    for fold in np.unique(folds):
+    for fold, coefficients in fusions_of_others(evidence, fake, folds, terms).items():
         inside = folds == fold
-        if enough(fake[~inside]):
-            coefficients = fit_fusion(_of(evidence, ~inside), fake[~inside], terms)
-            scores[inside] = score(_of(evidence, inside), coefficients)
+        scores[inside] = score(_of(evidence, inside), coefficients)
     return scores
 
 
@@ -90,12 +100,10 @@ def margins(
     its bands were set so.
     """
     passed = np.full(len(fake), np.nan)
-    for fold in np.unique(folds):
+    for fold, coefficients in fusions_of_others(evidence, fake, folds, terms).items():
         inside = folds == fold
-        rest = _of(evidence, ~inside)
-        bands = bands_of_crossed(rest, fake[~inside], folds[~inside], terms)
+        bands = bands_of_crossed(_of(evidence, ~inside), fake[~inside], folds[~inside], terms)
         if bands is not None:
-            coefficients = fit_fusion(rest, fake[~inside], terms)
             passed[inside] = score(_of(evidence, inside), coefficients) - bands["fake"]
     return passed
 

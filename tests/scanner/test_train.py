@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from models.golden import check_golden
+from models.prepared import read_tracks
 from models.registry import load_network, load_spec
 from models.scorer import ClipScorer
 from models.training.fit import Progress
-from models.training.recipe import Recipe
+from models.training.recipe import Recipe, TrackScores
 from queries.report.cards import ModelCard, find_card
 from scanner import calibration
 from scanner.cli import main
@@ -101,6 +102,21 @@ def test_the_figures_are_shown_with_the_model_and_do_not_change_its_digest(train
     copy = shutil.copytree(out / "model", tmp_path / "copy")
     (copy / "figures.json").unlink()
     assert load_spec(copy).digest == spec.digest
+
+
+def test_clips_and_copies_are_judged_by_the_fusion_that_their_video_is(trained, tmp_path):
+    """One clip a video, and copies that score as the originals: a fusion that had seen some of them would show."""
+    prep, out, _ = trained
+    spec, rng, held_out = load_spec(out / "model"), np.random.default_rng(3), []
+    for number, track in enumerate(track for track in read_tracks(prep) if track.kind == "video"):
+        clip = rng.uniform(0.2, 0.8, 1).astype(np.float32)
+        held_out.append(TrackScores(replace(track, blink_score=None), number % 3, clip, clip))
+    calibration.finish(load_network(spec), held_out, spec, tmp_path, lambda _: None)
+    report = json.loads((tmp_path / "held-out" / "report.json").read_text())
+    assert report["clips"]["metrics"]["log_loss"]["value"] == report["videos"]["metrics"]["log_loss"]["value"]
+    assert report["reencoded"]["changed_verdicts"] == 0
+    flagged = json.loads((tmp_path / "model" / "figures.json").read_text())["videos"]["fpr"]
+    assert 0 <= flagged["low"] <= flagged["value"] <= flagged["high"] <= 1
 
 
 def test_figures_of_an_earlier_model_do_not_stay_where_there_are_none(trained, tmp_path):
