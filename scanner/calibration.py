@@ -124,9 +124,11 @@ def _rates(fake: np.ndarray, scores: np.ndarray, groups: Sequence[str], threshol
 
 
 def _report(calibration: Calibration, spec: ModelSpec, run: Path, say: Callable[[str], None]) -> None:
-    held_out = {
-        name: crossed(calibration.terms, calibration.fake, calibration.folds, terms) for name, terms in ABLATION.items()
+    fusions = {
+        name: fusions_of_others(calibration.terms, calibration.fake, calibration.folds, terms)
+        for name, terms in ABLATION.items()
     }
+    held_out = {name: crossed(calibration.terms, calibration.folds, of) for name, of in fusions.items()}
     known = ~np.isnan(held_out["all"])
     if not enough(calibration.fake[known]):
         say("Too few sources were held out to give figures.")
@@ -134,13 +136,13 @@ def _report(calibration: Calibration, spec: ModelSpec, run: Path, say: Callable[
         return
     folder = run / "held-out"
     faces = [face for face, one in zip(calibration.faces, known, strict=True) if one]
-    fusions = fusions_of_others(calibration.terms, calibration.fake, calibration.folds, TERMS)
+    others = fusions["all"]
     report = evaluate(
-        [_judged(face, face.clips, fusions[face.fold], spec) for face in faces],
+        [_judged(face, face.clips, others[face.fold], spec) for face in faces],
         model=spec.name,
         model_digest=spec.digest,
         thresholds=spec.thresholds,
-        copies=[_judged(face, face.reencoded, fusions[face.fold], spec) for face in faces],
+        copies=[_judged(face, face.reencoded, others[face.fold], spec) for face in faces],
         crf=REENCODED_CRF,
     )
     folder.mkdir(parents=True, exist_ok=True)

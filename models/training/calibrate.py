@@ -65,14 +65,14 @@ def fusions_of_others(
 
 
 def crossed(
-    evidence: Mapping[str, np.ndarray], fake: np.ndarray, folds: np.ndarray, terms: Sequence[str]
+    evidence: Mapping[str, np.ndarray], folds: np.ndarray, fusions: Mapping[int, Mapping[str, float]]
 ) -> np.ndarray:
     """Each video's score with coefficients that the other folds gave: (videos,), NaN where those are too few.
 
-    Fitting and judging on the same videos would flatter. folds: (videos,) int.
+    Fitting and judging on the same videos would flatter. folds: (videos,) int. fusions: of fusions_of_others.
     """
-    scores = np.full(len(fake), np.nan)
-    for fold, coefficients in fusions_of_others(evidence, fake, folds, terms).items():
+    scores = np.full(len(folds), np.nan)
+    for fold, coefficients in fusions.items():
         inside = folds == fold
         scores[inside] = score(_of(evidence, inside), coefficients)
     return scores
@@ -85,7 +85,7 @@ def bands_of_crossed(
 
     A fusion's own videos would set them too low: sources that it was not fitted to score further from the middle.
     """
-    scores = crossed(evidence, fake, folds, terms)
+    scores = crossed(evidence, folds, fusions_of_others(evidence, fake, folds, terms))
     known = ~np.isnan(scores)
     return thresholds(scores[known], fake[known]) if enough(fake[known]) else None
 
@@ -99,12 +99,11 @@ def margins(
     the genuine videos is above zero estimates how many of other sources will be flagged; bands_of_crossed() can't, for
     its bands were set so.
     """
-    passed = np.full(len(fake), np.nan)
-    for fold, coefficients in fusions_of_others(evidence, fake, folds, terms).items():
+    passed = crossed(evidence, folds, fusions_of_others(evidence, fake, folds, terms))
+    for fold in np.unique(folds):
         inside = folds == fold
         bands = bands_of_crossed(_of(evidence, ~inside), fake[~inside], folds[~inside], terms)
-        if bands is not None:
-            passed[inside] = score(_of(evidence, inside), coefficients) - bands["fake"]
+        passed[inside] -= bands["fake"] if bands else np.nan
     return passed
 
 

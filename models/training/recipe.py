@@ -39,7 +39,7 @@ class Recipe:
     epochs: float = 3.0
     video_epochs: float = 0.5  # passes over stills and videos together, with labelled fakes: more learns them by heart
     #: Networks that are fitted so from other draws, and averaged: sources that nobody trained on are ranked by one of
-    #: them with an AUC that moves by a tenth from draw to draw.
+    #: them with an AUC that moves by 0.05 to 0.2 from draw to draw.
     video_runs: int = 3
     #: Sources held out in turn, for honest figures and calibration; the last network sees all of them. Below 2: one
     #: part is held out throughout, and chooses the checkpoint besides, which flatters its figures a little.

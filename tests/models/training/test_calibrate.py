@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.training.calibrate import bands_of_crossed, crossed, fit_fusion, margins, score, thresholds
+from models.training.calibrate import (
+    bands_of_crossed,
+    crossed,
+    fit_fusion,
+    fusions_of_others,
+    margins,
+    score,
+    thresholds,
+)
 
 
 def _videos(seed: int, count: int = 4000):
@@ -40,26 +48,23 @@ def test_terms_that_are_left_out_weigh_nothing():
     assert fit_fusion(evidence, fake, ("useless",))["strong"] == 0
 
 
-def test_a_crossed_score_does_not_know_the_labels_of_its_fold():
-    evidence, fake = _videos(6, 300)
+def _crossed(evidence, fake, folds, terms):
+    return crossed(evidence, folds, fusions_of_others(evidence, fake, folds, terms))
+
+
+@pytest.mark.parametrize(("judged", "seed"), [(_crossed, 6), (margins, 8)])
+def test_a_crossed_score_and_its_margin_do_not_know_the_labels_of_its_fold(judged, seed):
+    evidence, fake = _videos(seed, 300)
     folds = np.arange(300) % 3
-    before = crossed(evidence, fake, folds, ("strong",))
-    after = crossed(evidence, np.where(folds == 1, ~fake, fake), folds, ("strong",))
+    before = judged(evidence, fake, folds, ("strong",))
+    after = judged(evidence, np.where(folds == 1, ~fake, fake), folds, ("strong",))
     assert np.allclose(before[folds == 1], after[folds == 1]) and not np.allclose(before[folds == 0], after[folds == 0])
 
 
 def test_a_fold_without_which_a_class_is_missing_has_no_crossed_score():
     evidence, fake = _videos(7, 100)
-    scores = crossed(evidence, fake, np.where(fake, 0, 1), ("strong",))
+    scores = _crossed(evidence, fake, np.where(fake, 0, 1), ("strong",))
     assert np.isnan(scores).all()
-
-
-def test_a_margin_does_not_know_the_labels_of_its_fold():
-    evidence, fake = _videos(8, 300)
-    folds = np.arange(300) % 3
-    before = margins(evidence, fake, folds, ("strong",))
-    after = margins(evidence, np.where(folds == 1, ~fake, fake), folds, ("strong",))
-    assert np.allclose(before[folds == 1], after[folds == 1]) and not np.allclose(before[folds == 0], after[folds == 0])
 
 
 def test_margins_need_two_folds_beside_their_own():
