@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 from models.folding import fold_batch_norms, unfold_batch_norms
 from models.network import ClipNet
 from models.training.sampling import Sampler
-from models.training.speed import half_precision, has_amx, keep_freed_memory, spare_strided
+from models.training.speed import half_precision, keep_freed_memory, multiplies_bfloat16, spare_strided
 
 #: Frames that pass forward and back together on a CPU: few enough that a layer's maps stay in its cache, many enough
 #: for its matrices. With 192 px two cores of an AMD EPYC (Zen 3) train 35 frames a second in passes of 8 and 27 in
-#: passes of 32; two of an Intel Xeon with AMX 77 in passes of 8, 86 of 16, 90 of 32.
-CPU_PASS = 16 if has_amx() else 8
+#: passes of 32; two of an Intel Xeon with AMX 77 in passes of 8, 86 of 16, 90 of 32; two of an AMD EPYC (Zen 5), whose
+#: AVX-512 multiplies bfloat16, 173, 189 and 191 (133, 131 and 129 in float32).
+CPU_PASS = 16 if multiplies_bfloat16() else 8
 #: Blocks of each backbone that stay as they come. MobileNetV2's first three see edges and colours, at the largest maps:
 #: leaving them out of the backward pass gives 45 frames a second instead of 35 (AMD EPYC).
 FROZEN_BLOCKS = {"mobilenet_v2": 3, "mobilenet_v2_ibn": 3, "meso4": 0}

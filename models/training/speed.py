@@ -11,16 +11,17 @@ from torch import nn
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 
-def has_amx() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 (AMX)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions that multiply bfloat16: AMX, or AVX-512's (AMD since Zen 4)."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
 def half_precision(device: torch.device) -> torch.autocast:
-    """Autocast to float16 on a GPU, to bfloat16 on a CPU that multiplies matrices of it (AMX), to nothing elsewhere."""
+    """Autocast to float16 on a GPU, to bfloat16 on a CPU that multiplies it, to nothing elsewhere."""
     if device.type == "cuda":
         return torch.autocast("cuda", dtype=torch.float16)
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_amx())
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=multiplies_bfloat16())
 
 
 class Float32Conv2d(nn.Conv2d):

@@ -58,28 +58,28 @@ def _triangles(points: np.ndarray, size: int) -> np.ndarray:
 
 def _field(triangles, to: np.ndarray, start: np.ndarray, size: int, coarse: int) -> np.ndarray:
     """For each pixel of a (coarse, coarse) grid where in the source it comes from: (coarse, coarse, 2) float32."""
-    grid = _grid(coarse, size)
+    steps, grid = _grid(coarse, size)
     field = grid.copy()
-    flat = grid.reshape(-1, 2)
-    out = field.reshape(-1, 2)
     a, b, c = to[triangles[:, 0]], to[triangles[:, 1]], to[triangles[:, 2]]
     determinant = (b[:, 1] - c[:, 1]) * (a[:, 0] - c[:, 0]) + (c[:, 0] - b[:, 0]) * (a[:, 1] - c[:, 1])
+    corners = np.stack([a, b, c])
+    first = np.searchsorted(steps, corners.min(axis=0) - 1e-3)
+    last = np.searchsorted(steps, corners.max(axis=0) + 1e-3, side="right")
     for i in np.nonzero(np.abs(determinant) > 1e-3)[0]:
-        corner = np.stack([a[i], b[i], c[i]])
-        low, high = corner.min(axis=0) - 1e-3, corner.max(axis=0) + 1e-3
-        near = np.nonzero(((flat >= low) & (flat <= high)).all(axis=1))[0]
-        p = flat[near] - c[i]
-        u = ((b[i, 1] - c[i, 1]) * p[:, 0] + (c[i, 0] - b[i, 0]) * p[:, 1]) / determinant[i]
-        v = ((c[i, 1] - a[i, 1]) * p[:, 0] + (a[i, 0] - c[i, 0]) * p[:, 1]) / determinant[i]
+        box = slice(first[i, 1], last[i, 1]), slice(first[i, 0], last[i, 0])
+        p = grid[box] - c[i]
+        u = ((b[i, 1] - c[i, 1]) * p[..., 0] + (c[i, 0] - b[i, 0]) * p[..., 1]) / determinant[i]
+        v = ((c[i, 1] - a[i, 1]) * p[..., 0] + (a[i, 0] - c[i, 0]) * p[..., 1]) / determinant[i]
         w = 1 - u - v
         inside = (u >= -1e-3) & (v >= -1e-3) & (w >= -1e-3)
-        weights = np.stack([u, v, w], axis=1)[inside]
-        out[near[inside]] = weights @ start[triangles[i]]
+        weights = np.stack([u, v, w], axis=-1)[inside]
+        field[box][inside] = weights @ start[triangles[i]]
     return field
 
 
 @functools.cache
-def _grid(coarse: int, size: int) -> np.ndarray:
+def _grid(coarse: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the grid along one side, (coarse,), and of its points, (coarse, coarse, 2), float32 px."""
     # pixel centres, as cv2.resize places them
     steps = ((np.arange(coarse) + 0.5) * size / coarse - 0.5).astype(np.float32)
-    return np.stack(np.meshgrid(steps, steps), axis=-1)
+    return steps, np.stack(np.meshgrid(steps, steps), axis=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
 from models.folding import fold_batch_norms
@@ -41,9 +42,9 @@ def test_they_compute_in_float32_amid_half_precision():
     assert half.dtype == torch.bfloat16
 
 
-def test_a_cpu_without_fast_half_precision_is_left_alone(monkeypatch):
+@pytest.mark.parametrize("able", [{}, {"amx_bf16": True}, {"avx512_bf16": True}, {"avx512_bf16": False}])
+def test_a_cpu_without_fast_half_precision_is_left_alone(able, monkeypatch):
     product = torch.randn(4, 4)
-    for there in (False, True):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda there=there: {"amx_bf16": there})
-        with half_precision(CPU):
-            assert (product @ product).dtype == (torch.bfloat16 if there else torch.float32)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    with half_precision(CPU):
+        assert (product @ product).dtype == (torch.bfloat16 if any(able.values()) else torch.float32)
