@@ -30,6 +30,10 @@ def degrade(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         frames = np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in frames])
     if rng.random() < 0.6:
         frames = recolour(frames, rng)
+    if rng.random() < 0.05:
+        frames = letterbox(frames, rng)
+    if rng.random() < 0.05:
+        frames = film_screen(frames, rng)
     if rng.random() < 0.15:
         noise = rng.normal(0, rng.uniform(1, 7), frames.shape).astype(np.float32)
         frames = np.clip(frames + noise, 0, 255).astype(np.uint8)
@@ -95,6 +99,43 @@ def rescale(frames: np.ndarray, factor: float, interpolation: int) -> np.ndarray
     small = max(16, round(size * factor))
     shrunk = [cv2.resize(frame, (small, small), interpolation=cv2.INTER_AREA) for frame in frames]
     return np.stack([cv2.resize(frame, (size, size), interpolation=interpolation) for frame in shrunk])
+
+
+def letterbox(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Bars at two sides, as where a film's shape is not the file's: (T, S, S, 3) uint8 to the same.
+
+    A face near the edge of the picture has such a bar in its crop.
+    """
+    size = frames.shape[1]
+    first, last = np.round(size * rng.uniform(0, 0.14, 2) * (rng.random(2) < 0.7)).astype(int)
+    upright = frames if rng.random() < 0.7 else frames.transpose(0, 2, 1, 3)  # bars beside the picture are rarer
+    barred = np.full_like(upright, int(rng.choice((0, 16, 255), p=(0.7, 0.2, 0.1))))  # a level of 16 is video's black
+    barred[:, first : size - last] = upright[:, first : size - last]
+    return np.ascontiguousarray(barred if upright is frames else barred.transpose(0, 2, 1, 3))
+
+
+def film_screen(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Filmed off a screen: encoded once, seen through the grid of its pixels, a little askew, unevenly bright.
+
+    (T, S, S, 3) uint8 to the same. Where the grid is about as fine as the camera's pixels, moiré appears.
+    """
+    size = frames.shape[1]
+    frames = jpeg(frames, int(rng.integers(60, 96)))
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32) * (size - 1)
+    seen = (corners + rng.uniform(-0.025, 0.025, (4, 2)) * size).astype(np.float32)
+    matrix = cv2.getPerspectiveTransform(corners, seen)
+    down, across = np.mgrid[:size, :size].astype(np.float32)
+    angle, pitch, phase = rng.uniform(-0.1, 0.1), rng.uniform(1.6, 4.0), rng.uniform(0, 2 * np.pi, 2)
+    columns = np.cos(2 * np.pi * (across * np.cos(angle) + down * np.sin(angle)) / pitch + phase[0])
+    rows = np.cos(2 * np.pi * (down * np.cos(angle) - across * np.sin(angle)) / pitch + phase[1])
+    slope = rng.uniform(-0.2, 0.2, 2)
+    light = 1 + slope[0] * (across / size - 0.5) + slope[1] * (down / size - 0.5)
+    light = (light * (1 + rng.uniform(0.01, 0.08) * (columns + rows) / 2))[..., None]
+    out = np.empty_like(frames)
+    for i, frame in enumerate(frames):
+        askew = cv2.warpPerspective(frame, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
+        out[i] = np.clip(cv2.GaussianBlur(askew, (0, 0), 0.6) * light, 0, 255)
+    return out
 
 
 def recolour(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.training.degrade import CODECS, degrade, encode, jpeg, recolour, rescale
+from models.training.degrade import CODECS, degrade, encode, film_screen, jpeg, letterbox, recolour, rescale
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -36,3 +36,26 @@ def test_any_way_through_an_archive_keeps_shape_and_picture(face, seed):
     seen = degrade(face.frames, np.random.default_rng(seed))
     assert seen.shape == face.frames.shape and seen.dtype == np.uint8
     assert np.corrcoef(seen.mean(axis=3).ravel(), face.frames.mean(axis=3).ravel())[0, 1] > 0.9
+
+
+def test_bars_cover_two_sides_at_most_and_leave_the_rest_alone(face):
+    bars = set()
+    for seed in range(20):
+        seen = letterbox(face.frames, np.random.default_rng(seed))
+        covered = (seen != face.frames).any(axis=(0, 3))
+        rows, columns = covered.all(axis=1), covered.all(axis=0)
+        assert not (rows.any() and columns.any()) or covered.all()
+        assert (rows if rows.any() else columns).mean() <= 0.3
+        kept = ~covered
+        assert (seen[:, kept] == face.frames[:, kept]).all()
+        bars.add((bool(rows.any()), bool(columns.any())))
+    assert bars == {(True, False), (False, True), (False, False)}
+
+
+def test_a_filmed_screen_shows_the_same_grid_in_every_frame(face):
+    still = np.repeat(face.frames[:1], 3, axis=0)
+    seen = film_screen(still, np.random.default_rng(2))
+    assert (seen == seen[0]).all()
+    grey = np.full((1, 96, 96, 3), 128, np.uint8)
+    spectrum = np.abs(np.fft.rfft(film_screen(grey, np.random.default_rng(2))[0, 48, :, 1] - 128.0))
+    assert spectrum[16:].max() > 3 * np.median(spectrum[16:]), "a line of pixels, over and over"
