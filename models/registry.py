@@ -40,7 +40,7 @@ __all__ = [
     "save_model",
 ]
 
-DEFAULT_MODEL = "sweep3"
+DEFAULT_MODEL = "sweep4"
 
 WEIGHTS = Path(__file__).parent / "weights"
 SPEC_FILE = "model.json"

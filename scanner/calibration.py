@@ -20,6 +20,7 @@ from models.prepared import FaceTrack
 from models.registry import save_model
 from models.spec import FUSION_TERMS, ModelSpec
 from models.training.calibrate import (
+    GENUINE,
     bands_of_crossed,
     crossed,
     enough,
@@ -48,7 +49,7 @@ class Calibration:
 
     faces: list[TrackScores]
     terms: dict[str, np.ndarray]  # term → (videos,)
-    fake: np.ndarray  # (videos,) bool
+    methods: np.ndarray  # (videos,) str: GENUINE, or how they were manipulated
     folds: np.ndarray  # (videos,) int: where they were held out
 
     @classmethod
@@ -63,8 +64,13 @@ class Calibration:
         faces = list(best.values())
         rows = [_terms(face.clips, face.track) for face in faces]
         terms = {term: np.array([row[term] for row in rows]) for term in TERMS}
-        labels, folds = [face.track.fake for face in faces], [face.fold for face in faces]
-        return cls(faces, terms, np.array(labels, bool), np.array(folds, int))
+        methods = [(face.track.method or "fake") if face.track.fake else GENUINE for face in faces]
+        return cls(faces, terms, np.array(methods, str), np.array([face.fold for face in faces], int))
+
+    @property
+    def fake(self) -> np.ndarray:
+        """(videos,) bool."""
+        return self.methods != GENUINE
 
 
 def finish(
@@ -76,8 +82,8 @@ def finish(
         say("Too few videos were held out to calibrate: scores are the network's own, bands at 0.3 and 0.7.")
         fusion, bands = {**dict.fromkeys(FUSION_TERMS, 0.0), "cnn_mean": 1.0}, {"fake": 0.7, "real": 0.3}
     else:
-        fusion = fit_fusion(calibration.terms, calibration.fake, TERMS)
-        bands = bands_of_crossed(calibration.terms, calibration.fake, calibration.folds, TERMS)
+        fusion = fit_fusion(calibration.terms, calibration.methods, TERMS)
+        bands = bands_of_crossed(calibration.terms, calibration.methods, calibration.folds, TERMS)
         bands = bands or thresholds(score(calibration.terms, fusion), calibration.fake)
     saved = save_model(folder / "model", network, replace(spec, fusion=fusion, thresholds=bands))
     write_golden(saved)
@@ -125,7 +131,7 @@ def _rates(fake: np.ndarray, scores: np.ndarray, groups: Sequence[str], threshol
 
 def _report(calibration: Calibration, spec: ModelSpec, run: Path, say: Callable[[str], None]) -> None:
     fusions = {
-        name: fusions_of_others(calibration.terms, calibration.fake, calibration.folds, terms)
+        name: fusions_of_others(calibration.terms, calibration.methods, calibration.folds, terms)
         for name, terms in ABLATION.items()
     }
     held_out = {name: crossed(calibration.terms, calibration.folds, of) for name, of in fusions.items()}
@@ -149,7 +155,7 @@ def _report(calibration: Calibration, spec: ModelSpec, run: Path, say: Callable[
     for name, picture in draw_figures(report).items():
         (folder / name).write_bytes(picture)
     (folder / "report.json").write_text(report_json(report), encoding="utf-8")
-    passed = margins(calibration.terms, calibration.fake, calibration.folds, TERMS)
+    passed = margins(calibration.terms, calibration.methods, calibration.folds, TERMS)
     groups = [face.track.group for face in calibration.faces]
     flagged = _rates(calibration.fake, passed, groups, threshold=0.0)
     (run / "model" / FIGURES).write_text(figures_json(report, flagged), encoding="utf-8")

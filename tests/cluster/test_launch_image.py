@@ -109,7 +109,7 @@ def test_the_build_context_makes_the_whole_wheel(tmp_path):
     (wheel,) = tmp_path.glob("deepsweep-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {"cluster/kubernetes.py", "models/weights/sweep3/model.safetensors", "queries/sql/views.sql"} <= names
+    assert {"cluster/kubernetes.py", "models/weights/sweep4/model.safetensors", "queries/sql/views.sql"} <= names
 
 
 def _sent(name: str) -> bool:

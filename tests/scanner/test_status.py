@@ -61,7 +61,7 @@ def test_a_damaged_record_is_refused(damage):
 
 
 def live_record() -> dict[str, Any]:
-    return record(started_at=datetime.now(timezone.utc).isoformat(), model="sweep3")
+    return record(started_at=datetime.now(timezone.utc).isoformat(), model="sweep4")
 
 
 def progress_of_a_night() -> Progress:

@@ -60,7 +60,7 @@ def test_another_backbone_starts_at_random_and_sees_crops_of_its_own_size(traine
     spec = load_spec(tmp_path / "run" / "model")
     assert (spec.architecture.backbone, spec.input_size) == ("meso4", 256)
     assert check_golden(spec).passed
-    other = run(str(prep), "--out", str(tmp_path / "other"), "--backbone", "meso4", "--init", "sweep3", *SHORT)
+    other = run(str(prep), "--out", str(tmp_path / "other"), "--backbone", "meso4", "--init", "sweep4", *SHORT)
     assert other.exit_code == 2 and "it is a mobilenet_v2_ibn, not a meso4" in other.output
 
 
