@@ -7,21 +7,18 @@ RESULTS ?= demo-results
 HEADLESS = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	--force-reinstall --no-deps opencv-python-headless
 
-.PHONY: demo test test-cluster test-scans test-rest lint bench bench-queries chaos bench-scale bench-gpu archive docs clean
+.PHONY: demo test test-ray test-rest lint bench bench-queries chaos bench-scale bench-gpu archive docs clean
 
 demo: $(VENV)/.installed  ## scan the sample archive and show what was found
 	$(BIN)/deepsweep scan tests/archive --out $(RESULTS) --rescan || [ $$? -eq 3 ]
 	@echo; echo "Exit code 3: some videos failed, as the broken ones of the sample archive must."
 
 test: $(VENV)/.installed-dev lint  ## every check
-	$(MAKE) --jobs=3 --no-print-directory test-cluster test-scans test-rest
+	$(MAKE) --jobs=2 --no-print-directory test-ray test-rest
 
-# A scan fills the machine now and then and waits for Ray in between: two at a time, and what needs none fills the gaps.
-test-cluster: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m ray tests/cluster
-
-test-scans: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m ray --ignore tests/cluster
+# Scans take turns, since each fills the machine now and then and waits in between; what needs no Ray fills the gaps.
+test-ray: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m ray
 
 test-rest: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not ray"
