@@ -23,8 +23,8 @@ def fit_fusion(
     """Coefficients of a logistic model, none below zero: more evidence of a manipulation never lowers a score.
 
     evidence: each term's values (videos,) float, 0 where the term could not be judged. methods: (videos,) str, GENUINE
-    or how each was manipulated. terms: the ones to use; the others' coefficients are 0. among: how many
-    videos these were picked from, by default none but these.
+    or how each was manipulated. terms: the ones to use; the others' coefficients are 0. among: of how many videos these
+    are a part, by default of none but themselves.
 
     Both classes count the same, so that a score is a probability where half of the videos are manipulated; so do the
     methods among these. What gives the most frequent one away, as a lack of blinks does talking heads, would otherwise
@@ -70,7 +70,10 @@ def fusions_of_others(
     terms: Sequence[str],
     among: int | None = None,
 ) -> dict[int, dict[str, float]]:
-    """fold → the coefficients that the other folds give, where those are enough. folds: (videos,) int."""
+    """fold → the coefficients that the other folds give, where those are enough.
+
+    folds: (videos,) int. terms, among: as in fit_fusion.
+    """
     outside = {int(fold): folds != fold for fold in np.unique(folds)}
     return {
         fold: fit_fusion(_of(evidence, others), methods[others], terms, among or len(folds))
@@ -103,6 +106,7 @@ def bands_of_crossed(
     """thresholds() of the scores that `crossed` gives; None where too few videos have one.
 
     A fusion's own videos would set them too low: sources that it was not fitted to score further from the middle.
+    terms, among: as in fit_fusion.
     """
     scores = crossed(evidence, folds, fusions_of_others(evidence, methods, folds, terms, among))
     known, fake = ~np.isnan(scores), methods != GENUINE

@@ -25,10 +25,10 @@ def _videos(seed: int, count: int = 4000):
     strong = rng.normal(0, 1, count) + 1.5 * fake
     useless = rng.normal(0, 1, count)
     misleading = rng.normal(0, 1, count) - 0.8 * fake
-    return {"strong": strong, "useless": useless, "misleading": misleading}, named(fake)
+    return {"strong": strong, "useless": useless, "misleading": misleading}, _named(fake)
 
 
-def named(fake: np.ndarray) -> np.ndarray:
+def _named(fake: np.ndarray) -> np.ndarray:
     return np.where(fake, "swap", GENUINE)
 
 
@@ -63,7 +63,7 @@ def test_a_crossed_score_and_its_margin_do_not_know_the_labels_of_its_fold(judge
     evidence, methods = _videos(seed, 300)
     folds = np.arange(300) % 3
     before = judged(evidence, methods, folds, ("strong",))
-    after = judged(evidence, named((methods != GENUINE) ^ (folds == 1)), folds, ("strong",))
+    after = judged(evidence, _named((methods != GENUINE) ^ (folds == 1)), folds, ("strong",))
     assert np.allclose(before[folds == 1], after[folds == 1]) and not np.allclose(before[folds == 0], after[folds == 0])
 
 

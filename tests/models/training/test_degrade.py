@@ -39,15 +39,14 @@ def test_any_way_through_an_archive_keeps_shape_and_picture(face, seed):
 
 
 def test_bars_cover_two_sides_at_most_and_leave_the_rest_alone(face):
-    bars = set()
+    bars, frames = set(), face.frames.clip(20, 250)  # so that no pixel has a bar's colour
     for seed in range(20):
-        seen = letterbox(face.frames, np.random.default_rng(seed))
-        covered = (seen != face.frames).any(axis=(0, 3))
+        seen = letterbox(frames, np.random.default_rng(seed))
+        covered = (seen != frames).any(axis=(0, 3))
         rows, columns = covered.all(axis=1), covered.all(axis=0)
         assert not (rows.any() and columns.any()) or covered.all()
         assert (rows if rows.any() else columns).mean() <= 0.3
-        kept = ~covered
-        assert (seen[:, kept] == face.frames[:, kept]).all()
+        assert not (covered & ~(rows[:, None] | columns)).any(), "what lies between the bars was touched"
         bars.add((bool(rows.any()), bool(columns.any())))
     assert bars == {(True, False), (False, True), (False, False)}
 
