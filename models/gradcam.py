@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import cv2
@@ -21,37 +22,43 @@ def most_suspicious(network: ClipNet, pooled: torch.Tensor) -> int:
         return int(network.frame_head(pooled).squeeze(-1).argmax())
 
 
-def grad_cam(network: ClipNet, pooled: torch.Tensor, frame: int, maps: torch.Tensor, size: int) -> np.ndarray:
-    """Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2) of one frame of a clip.
+def grad_cam(
+    network: ClipNet, pooled: torch.Tensor, frames: Sequence[int], maps: torch.Tensor, size: int
+) -> np.ndarray:
+    """Heatmaps of some frames of a clip: Grad-CAM as HiResCAM has it (Draelos & Carin 2020, arXiv:2011.08891).
 
-    pooled: (T, C) float32 features of the clip's T real frames. maps: (C, h, w) float32, output of the network's last
-    convolution block for number `frame` of them: no other frame's maps are needed for it. That block is the target
-    layer because all that follows is averaging and linear or recurrent, so that its cells are the places between which
-    the evidence can still be told apart (one cell is 32 input pixels wide).
+    pooled: (T, C) float32 features of the clip's T real frames. frames: n of their numbers. maps: (n, c, h, w) float32,
+    what `network.early` gave for these: no other frame's maps are needed.
 
-    What is explained is the sum of the frame's logit and the clip's: the one says why this frame, the other why the
-    clip (it fades where the LSTM's gates saturate). Channel weights are the gradient of the sum averaged over the
-    cells; the heatmap is the weighted sum of the maps, ReLU'd, enlarged bilinearly to (size, size), and divided by its
-    maximum. Where nothing speaks for a fake it is zero.
+    What is explained is the sum of a frame's logit and the clip's: the one says why this frame, the other why the
+    clip (it fades where the LSTM's gates saturate). Each cell's heat is the product of the maps and the sum's gradient
+    there, added up over channels and ReLU'd: how far the sum would fall, to first order, were the cell's features zero.
+    Grad-CAM (Selvaraju et al. 2017) takes the gradient's mean over the cells instead, which mixes places up where more
+    than averaging follows, as it does here. Heatmaps are enlarged bilinearly and divided by their maximum. Where
+    nothing speaks for a fake they are zero.
 
-    Returns (size, size) float32 in 0..1.
+    Returns (n, size, size) float32 in 0..1.
     """
-    maps = maps.detach().requires_grad_()
+    chosen = torch.tensor(list(frames), device=maps.device)
     lengths = torch.tensor([len(pooled)], device=maps.device)
+    maps = maps.detach().requires_grad_()
     # cuDNN's LSTM has no backward pass in eval mode; torch's own has.
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        row = torch.arange(len(pooled), device=maps.device)[:, None]
-        sequence = torch.where(row == frame, network.pool(maps[None]), pooled)
+        sequence = pooled.index_copy(0, chosen, network.pool(network.late(maps)))
         frame_logits, clip_logits = network.heads(sequence[None], lengths)
-        (gradient,) = torch.autograd.grad(frame_logits[0, frame] + clip_logits[0], maps)
-    with torch.no_grad():
-        weights = gradient.mean(dim=(1, 2), keepdim=True)
-        heat = F.relu((weights * maps).sum(dim=0))
-        heat = F.interpolate(heat[None, None], size=(size, size), mode="bilinear", align_corners=False)[0, 0]
-        peak = heat.max()
-        if peak > 0:
-            heat = heat / peak
-    return heat.cpu().numpy()
+        # one backward pass does for all: a frame's logit depends on no other frame's maps
+        (gradient,) = torch.autograd.grad(frame_logits[0, chosen].sum() + clip_logits[0], maps)
+    heat = F.relu((gradient * maps.detach()).sum(dim=1)).cpu().numpy()
+    place = network.backbone.stride, network.backbone.first_cell
+    return np.stack([_enlarged(cells, size, *place) for cells in heat])
+
+
+def _enlarged(cells: np.ndarray, size: int, stride: int, first: float) -> np.ndarray:
+    """(h, w) heat to (size, size) in 0..1. stride, first: px from cell to cell, and of the first one's middle."""
+    matrix = np.array([[stride, 0, first], [0, stride, first]], np.float64)
+    heat = cv2.warpAffine(cells, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    peak = heat.max()
+    return heat / peak if peak > 0 else heat
 
 
 def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:

@@ -20,7 +20,8 @@ class ClipNet(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.features = FEATURES[architecture.backbone](architecture.width_mult)
+        self.backbone = FEATURES[architecture.backbone]
+        self.features = self.backbone.make(architecture.width_mult)
         channels = feature_channels(self.features)
         self.dropout = nn.Dropout(DROPOUT)
         self.frame_head = nn.Linear(channels, 1)
@@ -35,6 +36,14 @@ class ClipNet(nn.Module):
         """
         pooled = self.pool(self.features(frames.flatten(0, 1)))
         return self.heads(pooled.unflatten(0, frames.shape[:2]), lengths)
+
+    def early(self, frames: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) frames, normalised, to the maps (N, c, h, w) that heatmaps are drawn from."""
+        return self.features[: self.backbone.explained + 1](frames)
+
+    def late(self, maps: torch.Tensor) -> torch.Tensor:
+        """What `early` gave to the last feature maps: late(early(frames)) is features(frames)."""
+        return self.features[self.backbone.explained + 1 :](maps)
 
     @staticmethod
     def pool(maps: torch.Tensor) -> torch.Tensor:

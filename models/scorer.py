@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ class ClipScorer:
         if count == 0:
             return np.empty(0, np.float32), np.empty((0, steps), np.float32), torch.empty(0, steps, 0)
         real = np.arange(steps) < lengths[:, None]
-        pooled = torch.cat([self.network.pool(maps) for maps in self._maps(clips, real)])
+        pooled = torch.cat([self.network.pool(maps) for maps in self._maps(self.network.features, clips, real)])
         mask = torch.from_numpy(real).to(self.device)
         sequences = pooled.new_zeros(count, steps, pooled.shape[1])
         sequences[mask] = pooled
@@ -87,8 +87,8 @@ class ClipScorer:
             pooled = self.score_and_pool(clip[None], np.array([length]))[2][0]
         pooled = pooled[:length]
         frame = most_suspicious(self.network, pooled)
-        (maps,) = next(self._maps(clip[None, frame : frame + 1], np.ones((1, 1), bool)))
-        return frame, grad_cam(self.network, pooled, frame, maps, self.spec.input_size)
+        maps = next(self._maps(self.network.early, clip[None, frame : frame + 1], np.ones((1, 1), bool)))
+        return frame, grad_cam(self.network, pooled, [frame], maps, self.spec.input_size)[0]
 
     def works(self) -> bool:
         """Whether the device still computes: a CUDA context in which a kernel failed fails at everything after that."""
@@ -100,8 +100,10 @@ class ClipScorer:
             return False
         return True
 
-    def _maps(self, clips: np.ndarray, real: np.ndarray) -> Iterator[torch.Tensor]:
-        """Feature maps (n, C, h, w) float32 of the real frames of clips in their order, pass by pass.
+    def _maps(
+        self, layers: Callable[[torch.Tensor], torch.Tensor], clips: np.ndarray, real: np.ndarray
+    ) -> Iterator[torch.Tensor]:
+        """What `layers` make of the real frames of clips in their order, pass by pass: (n, C, h, w) float32.
 
         clips: (N, T, S, S, 3) uint8. real: (N, T) bool.
         """
@@ -115,7 +117,7 @@ class ClipScorer:
                 # keep a clip's score from depending on how many others came with it.
                 frames = np.concatenate([frames, np.zeros((size - count, *frames.shape[1:]), np.uint8)])
             with torch.no_grad(), self._precision():
-                maps = self.network.features(self._normalised(frames))
+                maps = layers(self._normalised(frames))
             yield maps[:count].float()
 
     def _normalised(self, frames: np.ndarray) -> torch.Tensor:

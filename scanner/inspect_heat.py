@@ -24,11 +24,10 @@ class Explainer(ClipScorer):
 
     def heatmaps(self, clip: np.ndarray) -> np.ndarray:
         """models.gradcam.grad_cam of every frame of a clip: (T, S, S, 3) uint8 RGB -> (T, S, S) float32 in 0..1."""
-        maps = torch.cat(list(self._maps(clip[None], np.ones((1, len(clip)), bool))))
+        maps = torch.cat(list(self._maps(self.network.early, clip[None], np.ones((1, len(clip)), bool))))
         with torch.no_grad():
-            pooled = self.network.pool(maps)
-        size = self.spec.input_size
-        return np.stack([grad_cam(self.network, pooled, frame, maps[frame], size) for frame in range(len(clip))])
+            pooled = self.network.pool(self.network.late(maps))
+        return grad_cam(self.network, pooled, range(len(clip)), maps, self.spec.input_size)
 
 
 def drawn_faces(seen: Span, scored: Span, row: Mapping[str, Any], explainer: Explainer | None) -> list[DrawnFace]:

@@ -4,6 +4,7 @@
     python -m tests.bench --quick          the same with little input: whether it works, not how fast it is
     python -m tests.bench memory           memory of every process while a 2-hour 1080p file is scanned
     python -m tests.bench micro FOLDER     what the micro-expression measures give on genuine footage
+    python -m tests.bench heat PREP        where the heatmaps of the built-in model point, and where they should
 
 Everything is measured in turn, several times, so that whatever else the machine does falls on all alike. Where that is
 a lot, the CPU seconds are worth more than the rates: they leave out what others took.
@@ -33,6 +34,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from models.registry import DEFAULT_MODEL
 from tests import bench_input, processes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -303,13 +305,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.set_defaults(command="speed", quick=False, json=None)
     parser.add_argument("--quick", action="store_true", help="little input, one round")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
-    commands = parser.add_subparsers(dest="command", metavar="memory|micro")
+    commands = parser.add_subparsers(dest="command", metavar="memory|micro|heat")
     memory = commands.add_parser("memory", help="memory while a long file is scanned")
     memory.add_argument("--hours", type=float, default=2.0, help="length of the file (default: 2)")
     memory.add_argument("--minutes", type=float, default=10.0, help="interrupt the scan after (default: 10)")
     memory.add_argument("--full", action="store_true", help="do not interrupt it")
     micro = commands.add_parser("micro", help="NORMAL of scanner/micro.py from genuine videos")
     micro.add_argument("folder", type=Path)
+    heat = commands.add_parser("heat", help="how far heatmaps go with what a score rests on")
+    heat.add_argument("prepared", type=Path, help="made by `deepsweep prepare`")
+    heat.add_argument("--model", default=DEFAULT_MODEL, help="name or folder of a model (default: %(default)s)")
     args = parser.parse_args(arguments)
     if args.command == "memory":
         from tests.bench_memory import measure_memory
@@ -319,6 +324,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from tests.bench_micro import measure_micro
 
         measure_micro(args.folder)
+    elif args.command == "heat":
+        from tests.bench_heat import measure_heat
+
+        measure_heat(args.prepared, args.model)
     else:
         speed(QUICK if args.quick else FULL, args.json)
 

@@ -26,9 +26,6 @@ from models.training.speed import half_precision, keep_freed_memory, multiplies_
 #: passes of 32; two of an Intel Xeon with AMX 77 in passes of 8, 86 of 16, 90 of 32; two of an AMD EPYC (Zen 5), whose
 #: AVX-512 multiplies bfloat16, 173, 189 and 191 (133, 131 and 129 in float32).
 CPU_PASS = 16 if multiplies_bfloat16() else 8
-#: Blocks of each backbone that stay as they come. MobileNetV2's first three see edges and colours, at the largest maps:
-#: leaving them out of the backward pass gives 45 frames a second instead of 35 (AMD EPYC).
-FROZEN_BLOCKS = {"mobilenet_v2": 3, "mobilenet_v2_ibn": 3, "meso4": 0}
 WARM_UP_STEPS = 100
 EMA_DECAY = 0.998  # about the last 500 steps
 CLIP_NORM = 1.0
@@ -127,7 +124,7 @@ def fit_frames(
     folded = fold_batch_norms(copy.deepcopy(network).eval())
     spare_strided(folded)
     folded = folded.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    for block in list(folded.features)[: FROZEN_BLOCKS[network.architecture.backbone]]:
+    for block in list(folded.features)[: network.backbone.frozen]:
         block.requires_grad_(False)
     average = copy.deepcopy(folded)
     optimizer = _optimizer(folded, fit)

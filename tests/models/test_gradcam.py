@@ -15,9 +15,7 @@ SIZE = SPEC.input_size
 T = SPEC.clip_frames
 X, Y = np.meshgrid((np.arange(SIZE) + 0.5) / SIZE, (np.arange(SIZE) + 0.5) / SIZE)
 FACE = ((X - 0.5) / FACE_RADII[0]) ** 2 + ((Y - 0.5) / FACE_RADII[1]) ** 2 < 1
-MASKED_SHARE = (1 / 3**2) / (
-    np.pi * FACE_RADII[0] * FACE_RADII[1]
-)  # of the face: one of the 3 x 3 cells that heat comes from
+MASKED_SHARE = (1 / 3**2) / (np.pi * FACE_RADII[0] * FACE_RADII[1])  # of the face: a ninth of the crop
 
 
 def without(clip: SyntheticClip, pixels: np.ndarray) -> np.ndarray:
@@ -40,8 +38,18 @@ def test_masking_hot_regions_lowers_the_score_more_than_masking_cold_ones(tiny_s
         whole, hot_masked, cold_masked = tiny_scorer.score(variants, np.full(3, T))[0]
         falls.append((whole - hot_masked, whole - cold_masked))
     hot, cold = np.array(falls).T
-    assert hot.mean() > cold.mean() + 0.3
-    assert (hot > cold).mean() >= 0.8
+    assert hot.mean() > cold.mean() + 0.6
+    assert (hot > cold).mean() >= 0.95
+
+
+def test_heat_lies_where_the_face_was_changed(tiny_scorer: ClipScorer):
+    agreement = []
+    for seed in range(24):
+        clip = synthetic_clip(seed)
+        frame, heatmap = tiny_scorer.explain(clip.fake, T)
+        change = np.abs(clip.fake[frame].astype(float) - clip.real[frame]).sum(axis=-1)
+        agreement.append(np.corrcoef(cv2.blur(change, (12, 12)).ravel(), heatmap.ravel())[0, 1])
+    assert np.mean(agreement) > 0.7
 
 
 def test_the_heat_is_on_the_side_of_the_patch(tiny_scorer: ClipScorer):
@@ -87,9 +95,10 @@ def test_what_scoring_hands_on_explains_the_same(tiny_scorer: ClipScorer):
 
 
 def test_nothing_suspicious_gives_no_heat(tiny_scorer: ClipScorer):
-    channels = tiny_scorer.network.frame_head.in_features
-    heatmap = grad_cam(tiny_scorer.network, torch.zeros(3, channels), 1, torch.zeros(channels, 3, 3), 16)
-    np.testing.assert_array_equal(heatmap, np.zeros((16, 16), np.float32))
+    network = tiny_scorer.network
+    maps = torch.zeros_like(network.early(torch.zeros(1, 3, SIZE, SIZE)))
+    heatmaps = grad_cam(network, torch.zeros(3, network.frame_head.in_features), [1], maps, SIZE)
+    np.testing.assert_array_equal(heatmaps, np.zeros((1, SIZE, SIZE), np.float32))
 
 
 def test_an_overlay_shows_the_plain_face_where_it_is_cold():

@@ -12,7 +12,7 @@ import torch
 from models.folding import fold_batch_norms, unfold_batch_norms
 from models.network import ClipNet
 from models.spec import BACKBONES, Architecture
-from models.training.fit import FROZEN_BLOCKS, Fit, fit_frames
+from models.training.fit import Fit, fit_frames
 from models.training.sampling import Geometry, Sampler
 from models.training.temporal import Sequences, fit_clip_head
 
@@ -73,7 +73,7 @@ def test_biases_of_folded_norms_learn_and_the_first_blocks_do_not(network, sampl
     before = dict(unfold_batch_norms(fold_batch_norms(copy.deepcopy(network))).named_parameters())
     fitted = fit_frames(network, sampler, Fit(steps=2, learning_rate=3e-3), CPU, lambda p: None)
     for name, value in fitted.features.named_parameters():
-        first = int(name.split(".")[0]) < FROZEN_BLOCKS[network.architecture.backbone]
+        first = int(name.split(".")[0]) < network.backbone.frozen
         # the weights of unfolded norms are constants
         if not (name.endswith("weight") and value.ndim == 1):
             assert torch.equal(value, before[f"features.{name}"]) == first, name
