@@ -78,7 +78,7 @@ class ClipScorer:
         """Where the most suspicious frame of a clip looks manipulated; see gradcam.grad_cam.
 
         clip: (T, S, S, 3) uint8 RGB, of which the first `length` frames are real. pooled: (T, C), the clip's part of
-        what score_and_pool gave, which spares all frames but one the convolutions (179 to 22 ms on one core).
+        what score_and_pool gave, which spares all frames but one the convolutions (112 to 15 ms on one core).
         Returns that frame's index and a heatmap (S, S) float32 in 0..1, hottest where most speaks for a fake.
         """
         if not 1 <= length <= len(clip):

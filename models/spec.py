@@ -15,6 +15,7 @@ UNTRAINED = "untrained"
 #: Networks that a model may have, and the side in pixels of the crops that each was published with or is trained on
 #: here. meso4 is a small detector of 2018, to compare with.
 BACKBONES = {"mobilenet_v2_ibn": 192, "mobilenet_v2": 192, "meso4": 256}
+INPUT_SIZES = 32, 512  # px: the least and the most
 DEFAULT_BACKBONE = next(iter(BACKBONES))  # of a new training
 FUSION_TERMS = ("intercept", "cnn_top", "cnn_mean", "blink", "micro")
 
@@ -57,7 +58,7 @@ class ModelSpec:
     name: str
     trained: bool
     architecture: Architecture = Architecture()
-    input_size: int = 192  # pixels, width and height
+    input_size: int = BACKBONES[DEFAULT_BACKBONE]  # pixels, width and height
     crop_margin: float = 1.4
     clip_frames: int = 16
     clip_fps: float = 5.0
@@ -100,7 +101,7 @@ def parse_spec(text: str | bytes) -> ModelSpec:
         name=top.text("name", _NAME, "up to 64 letters, digits, dots, dashes and underscores"),
         trained=top.flag("trained"),
         architecture=architecture,
-        input_size=top.integer("input_size", 32, 512),
+        input_size=top.integer("input_size", *INPUT_SIZES),
         crop_margin=top.number("crop_margin", 1.0, 4.0),
         clip_frames=top.integer("clip_frames", 1, 128),
         clip_fps=top.number("clip_fps", 0.1, 60.0),

@@ -22,7 +22,7 @@ from scanner.fusion import verdict
 from scanner.guard import Guard, GuardFailure
 from scanner.reencode import DEADLINE_PER_SECOND, DEADLINE_S
 
-HEAT_SIDE = 24  # px of a stored heatmap: Grad-CAM of 192 px crops has 6 x 6 cells
+HEAT_SIDE = 24  # px of a stored heatmap: one of a 192 px crop has 12 x 12 cells
 OPACITY = 0.7  # of the hottest spot of a face that is surely fake
 HEAT_HOLD_S = 0.5  # crops come five a second: a heatmap stays until the next, but not longer than this
 BOX_HOLD_S = 0.1  # a box stays so long behind the last sample of a face

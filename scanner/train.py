@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from models.registry import DEFAULT_MODEL, load_spec
-from models.spec import BACKBONES, DEFAULT_BACKBONE, Architecture, ModelError, ModelSpec
+from models.spec import BACKBONES, DEFAULT_BACKBONE, INPUT_SIZES, Architecture, ModelError, ModelSpec
 from scanner.errors import EXIT_USAGE, UserError
 
 if TYPE_CHECKING:
@@ -74,11 +74,18 @@ GUESSING = 0.53  # of the frames right: what a dead network reaches by chance ov
     help="Convolutions: MobileNetV2 with instance norms, without, or MesoNet-4 to compare with [default: those of "
     f"--init, where it is a model; else {DEFAULT_BACKBONE}].",
 )
+@click.option(
+    "--input-size",
+    type=click.IntRange(*INPUT_SIZES),
+    metavar="PX",
+    help="Side of the face crops that the network sees [default: that of --init, where it is a model; else "
+    f"{BACKBONES[DEFAULT_BACKBONE]}].",
+)
 @click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True, help="Device.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Decides every draw.")
 @click.option("--resume", is_flag=True, help="Go on with the training that RUN holds.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def train(prep: tuple[str, ...], out: str, name: str, init: str | None, backbone, device: str, **options) -> None:
+def train(prep: tuple[str, ...], out: str, init: str | None, backbone, input_size, device: str, **options) -> None:
     """Train a detector on prepared face tracks.
 
     PREP is what `deepsweep prepare` wrote. The network learns from pseudo-fakes that are made of the genuine faces
@@ -97,16 +104,16 @@ def train(prep: tuple[str, ...], out: str, name: str, init: str | None, backbone
     \b
     Exit codes: 0 done, 2 usage, 130 interrupted (what is done is kept for --resume).
     """
-    folder, quiet, resume = Path(out), options.pop("quiet"), options.pop("resume")
+    folder, quiet, resume, name = Path(out), options.pop("quiet"), options.pop("resume"), options.pop("name")
     try:
-        _train(prep, folder, name, init, backbone, device, resume, quiet, **options)
+        _train(prep, folder, name, init, backbone, input_size, device, resume, quiet, **options)
     except (ModelError, ValueError) as error:  # PrepError is a ValueError
         raise UserError(str(error), EXIT_USAGE) from None
     except OSError as error:
         raise UserError(f"{error.filename or out}: {error.strerror or error}.") from None
 
 
-def _train(prep, folder: Path, name, init, backbone, device, resume: bool, quiet: bool, **options) -> None:
+def _train(prep, folder: Path, name, init, backbone, input_size, device, resume: bool, quiet: bool, **options) -> None:
     import torch
 
     from models.prepared import read_tracks
@@ -114,8 +121,9 @@ def _train(prep, folder: Path, name, init, backbone, device, resume: bool, quiet
 
     recipe = recipes.Recipe(**options)
     first, spec = _first_network(init, backbone, recipe.seed)
-    used = spec.architecture.backbone
-    _claim(folder, {"recipe": asdict(recipe), "init": init or DEFAULT_MODEL, "backbone": used}, resume)
+    spec = replace(spec, input_size=input_size or spec.input_size)
+    settings = {"init": init or DEFAULT_MODEL, "backbone": spec.architecture.backbone, "input_size": spec.input_size}
+    _claim(folder, {"recipe": asdict(recipe)} | settings, resume)
     tracks = [track for one in prep for track in read_tracks(one)]
     on = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
     if on.type == "cuda" and not torch.cuda.is_available():

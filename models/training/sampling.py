@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from models.prepared import MARGIN, FaceTrack
+from models.spec import ModelSpec
 from models.training.degrade import degrade
 from models.training.fakes import Face, Fake, animate, lip_sync, re_render, self_blend, swap
 
@@ -36,8 +37,8 @@ class Drawn:
 class Geometry:
     """How the network wants its crops: as in its model.json."""
 
-    input_size: int = 192
-    crop_margin: float = 1.4
+    input_size: int = ModelSpec.input_size
+    crop_margin: float = ModelSpec.crop_margin
 
 
 class Sampler:

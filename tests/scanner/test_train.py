@@ -26,7 +26,9 @@ from tests.models.training.conftest import crop, write_prep
 
 __all__ = ["crop"]  # a fixture
 
+SIZE = 128
 SHORT = ["--epochs", "1", "--video-epochs", "0.5", "--folds", "2", "--clips", "4", "--batch-size", "4"]
+SHORT += ["--input-size", str(SIZE)]
 
 
 def run(*arguments: str) -> Result:
@@ -44,7 +46,7 @@ def test_a_model_comes_out_that_scores_and_passes_its_self_test(trained):
     _, out, result = trained
     assert result.exit_code == 0, result.output
     spec = load_spec(out / "model")
-    assert spec.trained and spec.label == "try"
+    assert spec.trained and spec.label == "try" and spec.input_size == SIZE
     assert 0 <= spec.thresholds["real"] <= spec.thresholds["fake"] <= 1
     assert all(spec.fusion[term] >= 0 for term in ("cnn_top", "cnn_mean", "blink", "micro"))
     assert check_golden(spec).passed
