@@ -11,7 +11,7 @@ import torch
 from models.prepared import read_tracks
 from models.registry import load_spec
 from models.scorer import ClipScorer
-from models.training.sampling import Geometry, Sampler, whole_track
+from models.training.sampling import Geometry, Sampler, sampled_track
 
 CROPS = 40  # of the manipulated videos' that score highest
 PER_TRACK = 6  # crops of a track that are scored
@@ -31,7 +31,7 @@ def measure_heat(prepared: Path, model: str) -> None:
     tracks = read_tracks(prepared)
     geometry = Geometry(scorer.spec.input_size, scorer.spec.crop_margin)
     fakes = [track for track in tracks if track.fake and track.kind == "video"]
-    crops = np.concatenate([_spread(whole_track(track, geometry)) for track in fakes])
+    crops = np.concatenate([sampled_track(track, geometry, PER_TRACK) for track in fakes])
     crops = crops[np.argsort(-logits(scorer, crops), kind="stable")[:CROPS]]
     blurred = [_agreement(scorer, crop) for crop in crops]
     print(f"{scorer.spec.name}, block {scorer.network.backbone.explained}")
@@ -78,7 +78,3 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     if not a.std() or not b.std():
         return float("nan")
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
-
-
-def _spread(crops: np.ndarray) -> np.ndarray:
-    return crops[np.unique(np.linspace(0, len(crops) - 1, PER_TRACK).astype(int))]

@@ -18,7 +18,7 @@ from models.spec import ModelSpec
 from models.training.degrade import encode
 from models.training.fit import Fit, Progress, batches, fit_frames
 from models.training.folds import assign
-from models.training.sampling import Geometry, Sampler, whole_track
+from models.training.sampling import Geometry, Sampler, sampled_track, whole_track
 from models.training.temporal import Eyes, embed, fit_clip_head
 
 LABELLED = 0.5  # of the pairs in the second stage hold a labelled fake; the others keep alive what stills taught
@@ -215,10 +215,8 @@ class Validation:
     def __init__(self, tracks: Sequence[FaceTrack], geometry: Geometry, device: torch.device) -> None:
         pictures, fake = [], []
         for track in tracks:
-            crops = whole_track(track, geometry)
-            chosen = np.unique(np.linspace(0, len(crops) - 1, VALIDATION_CROPS).astype(int))
-            pictures.append(crops[chosen])
-            fake += [track.fake] * len(chosen)
+            pictures.append(sampled_track(track, geometry, VALIDATION_CROPS))
+            fake += [track.fake] * len(pictures[-1])
         self.crops, self.fake, self.device = torch.from_numpy(np.concatenate(pictures)), np.array(fake), device
 
     def __call__(self, network: ClipNet) -> float:

@@ -162,6 +162,12 @@ def whole_track(track: FaceTrack, geometry: Geometry) -> np.ndarray:
     return np.concatenate([resize(cut, geometry.input_size) for cut in cuts])
 
 
+def sampled_track(track: FaceTrack, geometry: Geometry, count: int) -> np.ndarray:
+    """Up to `count` crops of a track, evenly spread over it, as whole_track gives them."""
+    crops = whole_track(track, geometry)
+    return crops[np.unique(np.linspace(0, len(crops) - 1, count).astype(int))]
+
+
 def resize(frames: np.ndarray, side: int) -> np.ndarray:
     """(T, S, S, 3) uint8 to (T, side, side, 3), by the scan's own choice of filter (see scanner.faces.crop_square)."""
     method = cv2.INTER_AREA if frames.shape[1] > side else cv2.INTER_LINEAR
