@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from scanner import blink, micro
-from scanner.decode import DecordGaveUp, Reading, VideoInfo, analysis_size, grid_slot, probe, read_frames
+from scanner.decode import Reading, VideoInfo, analysis_size, grid_slot, probe, read_frames
 from scanner.faces import crop_square, fractions, head_pose, landmark_box
 from scanner.tracking import FaceTracker, Track
 
@@ -73,21 +73,9 @@ def analyze_span(
 ) -> SpanSignals:
     """Analyse the span [t_start, t_end) of a video file.
 
-    decoder: "decord", with PyAV taking over where decord gives up, or "pyav" alone. Deterministic: the
-    same file and settings give the same signals. tell: called with the share of the span that is done, 0 to 1.
+    decoder: "pyav", or "decord", which may raise DecordGaveUp. Deterministic: the same file and settings give the
+    same signals. tell: called with the share of the span that is done, 0 to 1.
     """
-    if decoder == "decord":
-        with contextlib.suppress(DecordGaveUp):
-            return _analyze(path, info, t_start, t_end, settings, "decord", tell)
-    return _analyze(path, info, t_start, t_end, settings, "pyav", tell)
-
-
-@functools.cache
-def _tracker() -> FaceTracker:
-    return FaceTracker()
-
-
-def _analyze(path, info, t_start, t_end, settings, decoder, tell) -> SpanSignals:
     tracker = _tracker()
     tracker.finish()  # a span that broke off may have left its faces behind
     reading = Reading()
@@ -116,6 +104,11 @@ def _analyze(path, info, t_start, t_end, settings, decoder, tell) -> SpanSignals
         n_faces=_most_at_once(tracks),
         faces=[measure(track, crops.get(id(track), []), size, settings.crop_size) for track in tracks],
     )
+
+
+@functools.cache
+def _tracker() -> FaceTracker:
+    return FaceTracker()
 
 
 def _most_at_once(tracks: list[Track]) -> int:

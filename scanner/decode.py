@@ -1,15 +1,15 @@
-"""From a video file to upright RGB frames with presentation times; decord first, PyAV as second opinion."""
+"""From a video file to upright RGB frames with presentation times; PyAV first, decord as second opinion."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import av.stream
@@ -17,10 +17,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
-# decord rereads a file 16 times over an unreadable stretch unless this is set when it is loaded.
-os.environ.setdefault("DECORD_REWIND_RETRY_MAX", "1")
-import decord
-
+from scanner.guard import GuardFailure
 from scanner.results import Status
 
 ANALYSIS_LONG_SIDE = 1280  # px: a face of 10 % of a 720p frame's width still fills FaceMesh's 192 px input by half
@@ -40,6 +37,8 @@ GAP_FRAMES = 1.5  # in a damaged file, a longer pause than so many frame interva
 NOT_FOR_DECORD = frozenset({"mpegts"})
 SLOT_NUDGE = 0.02  # of a sampling interval: 1.3 ms at 15 fps, and float32 is good to 0.5 ms after two hours
 SEEK_BACKOFF_S = (0.0, 10.0, 60.0)  # how far before a span a seek is tried when it lands behind the start
+
+T = TypeVar("T")
 
 #: First bytes of the containers that carry video: a file with one of these that won't open is damaged.
 _CONTAINER_MAGIC = (
@@ -71,7 +70,7 @@ class DecodeError(Exception):
 
 
 class DecordGaveUp(Exception):
-    """decord can't read this file, or not all of it: read the span again with PyAV."""
+    """decord can't read this file, or not all of the span."""
 
 
 @dataclass(frozen=True)
@@ -166,11 +165,27 @@ def read_frames(
 
     Frames are upright RGB of `analysis_size(info)`. Of the grid with a line every 1/fps seconds, the first
     frame after each line is taken, so variable frame rates keep their true times.
-    decoder: "decord" (raises DecordGaveUp where it can't) or "pyav" (skips what can't be decoded).
+    decoder: "pyav" (skips what can't be decoded) or "decord" (raises DecordGaveUp where it can't).
     """
     frames = {"decord": _decord_frames, "pyav": _pyav_frames}[decoder]
     yield from frames(path, info, t_start, t_end, fps, reading)
     reading.finish(max(t_start, info.start_s), min(t_end, info.duration_s))
+
+
+def with_second_opinion(run: Callable[[str], T]) -> T:
+    """What a guarded `run(decoder)` answers with PyAV; where the child hangs or dies, with decord, another FFmpeg.
+
+    decord does not come first. Its thread decodes hundreds of frames ahead of a slower reader, for nothing where a
+    keyframe follows, and it gives up when one of them is damaged, inside the span or behind it: as its thread ran.
+    Raises GuardFailure: PyAV's, if decord fails as well.
+    """
+    try:
+        return run("pyav")
+    except GuardFailure as failure:
+        if failure.status is not Status.TOO_LARGE:
+            with contextlib.suppress(GuardFailure, DecordGaveUp):
+                return run("decord")
+        raise
 
 
 def analysis_size(info: VideoInfo) -> tuple[int, int]:
@@ -204,60 +219,6 @@ def grid_slot(t, fps: float):
     """Number of the grid line at or before each moment: int64, of the shape of t (seconds)."""
     # decord's times come from float32: the nudge keeps 0.2 s * 15 fps in slot 3 though it computes to 2.9999.
     return np.floor(np.asarray(t) * fps + SLOT_NUDGE).astype(np.int64)
-
-
-# --- decord -----------------------------------------------------------------------------------------------
-
-
-class _DecordCache:
-    """This process's last reader: spans of a video come in a row, and opening one reads the whole file."""
-
-    key: tuple | None = None
-    reader: Any = None
-    times: np.ndarray
-
-
-def _decord_reader(path: Path, info: VideoInfo):
-    if info.container in NOT_FOR_DECORD:
-        raise DecordGaveUp("not for decord")
-    stat = path.stat()
-    key = (str(path), stat.st_size, stat.st_mtime_ns)
-    if _DecordCache.key != key:
-        _DecordCache.key = _DecordCache.reader = None
-        width, height = analysis_size(info)
-        if (width, height) == (info.width, info.height) and info.pixel_aspect == 1:
-            width = height = -1  # as stored: scaling costs more than it saves
-        # decord fills unreadable frames with copies of their neighbours unless it is told to tolerate none.
-        options: dict[str, Any] = {"num_threads": 1, "width": width, "height": height, "fault_tol": 1e-9}
-        reader = decord.VideoReader(str(path), **options)
-        times = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0] if len(reader) else np.zeros(0)
-        if not len(times) or not np.all(np.isfinite(times)) or np.any(np.diff(times) < 0):
-            raise DecordGaveUp("no usable timestamps")
-        if times[0] < 0:
-            raise DecordGaveUp("an edit list hides the first frames, which decord miscounts")
-        # decord counts from the first picture, we from the container's start.
-        _DecordCache.key, _DecordCache.reader, _DecordCache.times = key, reader, on_ticks(times, info) + info.start_s
-    return _DecordCache.reader, _DecordCache.times
-
-
-def _decord_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
-    try:
-        reader, times = _decord_reader(path, info)
-        wanted = sample(times, t_start, t_end, fps)
-        if not len(wanted):
-            return
-        reader.seek_accurate(int(wanted[0]))
-        upcoming = int(wanted[0])
-        for index in wanted:
-            if index > upcoming:
-                reader.skip_frames(int(index) - upcoming)
-            rgb = reader.next().asnumpy()
-            upcoming = int(index) + 1
-            reading.seen(float(times[index]), 0.0)
-            yield Frame(float(times[index]), rgb)
-    except (StopIteration, decord.DECORDError, decord.DECORDLimitReachedError, OSError) as error:
-        _DecordCache.key = _DecordCache.reader = None
-        raise DecordGaveUp(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
 
 # --- PyAV -------------------------------------------------------------------------------------------------
@@ -342,6 +303,53 @@ def _upright_rgb(picture: av.VideoFrame, info: VideoInfo) -> np.ndarray:
         width, height = height, width
     rgb = _REFORMATTER.reformat(picture, width, height, "rgb24").to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, info.rotation // 90)) if info.rotation else rgb
+
+
+# --- decord -----------------------------------------------------------------------------------------------
+
+
+def _decord_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
+    # decord rereads a file 16 times over an unreadable stretch unless this is set when it is loaded.
+    os.environ.setdefault("DECORD_REWIND_RETRY_MAX", "1")
+    import decord  # here, since it brings another FFmpeg along, which most processes never need
+
+    try:
+        reader, times = _decord_reader(decord, path, info)
+        wanted = sample(times, t_start, t_end, fps)
+        if not len(wanted):
+            return
+        reader.seek_accurate(int(wanted[0]))
+        upcoming = int(wanted[0])
+        for index in wanted:
+            if index > upcoming:
+                reader.skip_frames(int(index) - upcoming)
+            rgb = reader.next().asnumpy()
+            upcoming = int(index) + 1
+            reading.seen(float(times[index]), 0.0)
+            yield Frame(float(times[index]), rgb)
+    except (StopIteration, decord.DECORDError, decord.DECORDLimitReachedError, OSError) as error:
+        raise DecordGaveUp(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+
+def _decord_reader(decord: Any, path: Path, info: VideoInfo) -> tuple[Any, np.ndarray]:
+    if info.container in NOT_FOR_DECORD:
+        raise DecordGaveUp("not for decord")
+    width, height = analysis_size(info)
+    if (width, height) == (info.width, info.height) and info.pixel_aspect == 1:
+        width = height = -1  # as stored: scaling costs more than it saves
+    # decord fills unreadable frames with copies of their neighbours unless it is told to tolerate none.
+    options: dict[str, Any] = {"num_threads": 1, "width": width, "height": height, "fault_tol": 1e-9}
+    reader = decord.VideoReader(str(path), **options)
+    times = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0] if len(reader) else np.zeros(0)
+    if not len(times) or not np.all(np.isfinite(times)) or np.any(np.diff(times) < 0):
+        raise DecordGaveUp("no usable timestamps")
+    if times[0] < 0:
+        raise DecordGaveUp("an edit list hides the first frames, which decord miscounts")
+    # decord counts from the first picture, we from the container's start.
+    return reader, on_ticks(times, info) + info.start_s
+
+
+# --- containers -------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

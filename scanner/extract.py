@@ -17,13 +17,13 @@ from scanner.decode import (
     ANALYSIS_LONG_SIDE,
     MAX_PIXELS,
     DecodeError,
-    DecordGaveUp,
     Reading,
     VideoInfo,
     analysis_size,
     grid_slot,
     probe,
     read_frames,
+    with_second_opinion,
 )
 from scanner.errors import UserError
 from scanner.faces import crop_square, square_around
@@ -101,13 +101,9 @@ def file_rows(file: File, guard: Guard, max_seconds: float) -> list[dict[str, An
 def _faces(item: Labelled, guard: Guard, max_seconds: float) -> Faces:
     if item.kind == "image":
         return guard.run(extract_image, item.path, deadline_s=IMAGE_DEADLINE_S)
-    try:
-        return guard.run(extract_video, item.path, max_seconds, "decord", deadline_s=VIDEO_DEADLINE_S)
-    except GuardFailure as failure:
-        if failure.status is Status.TOO_LARGE:
-            raise
-        # decord spins or crashes on files that PyAV reads. If PyAV fails as well, its failure counts.
-        return guard.run(extract_video, item.path, max_seconds, "pyav", deadline_s=VIDEO_DEADLINE_S)
+    return with_second_opinion(
+        lambda decoder: guard.run(extract_video, item.path, max_seconds, decoder, deadline_s=VIDEO_DEADLINE_S)
+    )
 
 
 def _row(
@@ -146,13 +142,26 @@ def _row(
 def extract_video(path: str, max_seconds: float, decoder: str) -> Faces:
     """The face tracks of a video's first max_seconds, each with at least MIN_CROPS crops.
 
-    decoder: "decord", with PyAV taking over where decord gives up, or "pyav" alone. Raises DecodeError.
+    decoder: "pyav", or "decord", which may raise DecordGaveUp. Raises DecodeError.
     """
     info = probe(Path(path))
-    if decoder == "decord":
-        with contextlib.suppress(DecordGaveUp):
-            return _extract(path, info, max_seconds, "decord")
-    return _extract(path, info, max_seconds, "pyav")
+    tracker = _tracker()
+    tracker.finish()  # a file that broke off may have left its faces behind
+    crops: dict[int, list[tuple[float, bytes, np.ndarray]]] = {}
+    last_slot = None
+    for t, rgb in read_frames(Path(path), info, 0.0, max_seconds, LOOK_FPS, decoder, Reading()):
+        seen = tracker.update(t, rgb)
+        slot = grid_slot(t, CROP_FPS)
+        if slot != last_slot:
+            last_slot = slot
+            for track, box in seen:
+                with contextlib.suppress(ValueError):  # landmarks of a leaving face can lie outside the frame
+                    crops.setdefault(id(track), []).append((t, *crop_face(rgb, box, track.landmarks[-1])))
+    tracks = tracker.finish()  # held, so that no two of them have one id
+    kept = [(number, track, crops.get(id(track), [])) for number, track in enumerate(tracks)]
+    size = analysis_size(info)
+    found = [_face_crops(number, track, taken, size) for number, track, taken in kept if len(taken) >= MIN_CROPS]
+    return Faces(info.width, info.height, info, len(tracks), found)
 
 
 def extract_image(path: str) -> Faces:
@@ -207,26 +216,6 @@ def crop_face(rgb: np.ndarray, box: np.ndarray, landmarks: np.ndarray) -> tuple[
 @functools.cache
 def _tracker() -> FaceTracker:
     return FaceTracker()
-
-
-def _extract(path: str, info: VideoInfo, max_seconds: float, decoder: str) -> Faces:
-    tracker = _tracker()
-    tracker.finish()  # a file that broke off may have left its faces behind
-    crops: dict[int, list[tuple[float, bytes, np.ndarray]]] = {}
-    last_slot = None
-    for t, rgb in read_frames(Path(path), info, 0.0, max_seconds, LOOK_FPS, decoder, Reading()):
-        seen = tracker.update(t, rgb)
-        slot = grid_slot(t, CROP_FPS)
-        if slot != last_slot:
-            last_slot = slot
-            for track, box in seen:
-                with contextlib.suppress(ValueError):  # landmarks of a leaving face can lie outside the frame
-                    crops.setdefault(id(track), []).append((t, *crop_face(rgb, box, track.landmarks[-1])))
-    tracks = tracker.finish()  # held, so that no two of them have one id
-    kept = [(number, track, crops.get(id(track), [])) for number, track in enumerate(tracks)]
-    size = analysis_size(info)
-    found = [_face_crops(number, track, taken, size) for number, track, taken in kept if len(taken) >= MIN_CROPS]
-    return Faces(info.width, info.height, info, len(tracks), found)
 
 
 def _face_crops(

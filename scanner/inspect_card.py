@@ -28,7 +28,7 @@ ADVICE = {
     Status.UNSUPPORTED: "Check that this is the file you meant.",
     Status.DECODE_ERROR: "Look at the file with `ffmpeg -i`, and fetch it again if it was cut short.",
     Status.TIMEOUT: "Raise --span-timeout, or lower --span-seconds.",
-    Status.CRASHED: "decord and PyAV both died on it: please report the file.",
+    Status.CRASHED: "PyAV and decord both died on it: please report the file.",
     Status.TOO_LARGE: "Raise the limit that is named.",
     Status.MISSING: "Check the name and your access to it.",
     Status.MODEL_ERROR: "`deepsweep doctor` checks the model.",

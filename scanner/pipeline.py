@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from models.spec import ModelError, ModelSpec
-from scanner.analysis import Analysis, analyze_span, probe_video
+from scanner.analysis import Analysis, SpanSignals, analyze_span, probe_video
 from scanner.attempts import DIED, ProcessLost, attempt
 from scanner.clips import ClipRef, ClipScores, Thumbnail, clips_of, jpeg, pad
 from scanner.config import ScanConfig
-from scanner.decode import DecodeError
+from scanner.decode import DecodeError, with_second_opinion
 from scanner.errors import EXIT_PREFLIGHT, UserError
 from scanner.guard import Guard, GuardFailure
 from scanner.metrics import observe, timed
@@ -242,16 +242,12 @@ class Analyze:
             scratch.release(span.uri, span.content_tag)
         return replace(span, signals=signals, status=self._status(signals))
 
-    def _signals(self, span: Span, path: Path):
-        limit = self.work.span_timeout
+    def _signals(self, span: Span, path: Path) -> SpanSignals:
         arguments = (str(path), span.info, span.t_start, span.t_end, self.work.analysis)
-        try:
-            return self.guard.run(analyze_span, *arguments, "decord", self.tell, deadline_s=limit)
-        except GuardFailure as failure:
-            if failure.status is Status.TOO_LARGE:
-                raise
-            # decord spins or crashes on files that PyAV reads. If PyAV fails as well, its failure counts.
-            return self.guard.run(analyze_span, *arguments, "pyav", self.tell, deadline_s=limit)
+        limit = self.work.span_timeout
+        return with_second_opinion(
+            lambda decoder: self.guard.run(analyze_span, *arguments, decoder, self.tell, deadline_s=limit)
+        )
 
     def _status(self, signals) -> Status:
         if not signals.faces:

@@ -20,7 +20,7 @@ GRACE_S = 120.0  # to close the books and to end Ray, once interrupted
 LOOK_S = 15.0  # for anything that may hang as well: asking Ray, writing to a pipe that nobody reads
 INTERRUPT = signal.SIGUSR2  # not SIGINT, which a job in a shell's background ignores, nor SIGTERM, which Ray takes
 
-ANALYSES_PER_SPAN = 2  # with decord, then with PyAV; each may take --span-timeout
+ANALYSES_PER_SPAN = 2  # with PyAV, then with decord; each may take --span-timeout
 #: An actor's start on a new node, or a request to S3 with all its retries: eight, of up to a minute each.
 SLACK_S = 720.0
 

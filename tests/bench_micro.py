@@ -8,7 +8,7 @@ import numpy as np
 
 from scanner import micro
 from scanner.config import ScanConfig
-from scanner.decode import DecodeError, DecordGaveUp, Reading, probe, read_frames
+from scanner.decode import DecodeError, Reading, probe, read_frames
 from scanner.guard import Guard, GuardFailure
 from scanner.sources import iter_videos
 from scanner.tracking import FaceTracker
@@ -52,13 +52,8 @@ def tracks_of(path: str) -> list[dict[str, float]]:
     """The parts of every face track of a video that lasts long enough for them."""
     file = Path(path)
     info = probe(file)
-    for decoder in ("decord", "pyav"):
-        tracker = FaceTracker()
-        try:
-            for t, rgb in read_frames(file, info, 0.0, info.duration_s + 1, ScanConfig().fps, decoder, Reading()):
-                tracker.update(t, rgb)
-        except DecordGaveUp:
-            continue
-        parts = [micro.analyze_motion(np.array(t.times), np.stack(t.landmarks)).parts for t in tracker.finish()]
-        return [part for part in parts if part]
-    return []
+    tracker = FaceTracker()
+    for t, rgb in read_frames(file, info, 0.0, info.duration_s + 1, ScanConfig().fps, "pyav", Reading()):
+        tracker.update(t, rgb)
+    parts = [micro.analyze_motion(np.array(t.times), np.stack(t.landmarks)).parts for t in tracker.finish()]
+    return [part for part in parts if part]

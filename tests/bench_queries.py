@@ -82,7 +82,7 @@ def _part(rng: np.random.Generator, run_id: str, numbers: np.ndarray) -> pa.Tabl
     }
     same = {
         **{"content_tag": "tag", "size_bytes": 10**8, "span_count": SPANS_PER_VIDEO, "duration_s": 600.0},
-        **{"width": 1920, "height": 1080, "fps": 25.0, "codec": "h264", "decoder": "decord", "status": "ok"},
+        **{"width": 1920, "height": 1080, "fps": 25.0, "codec": "h264", "decoder": "pyav", "status": "ok"},
         **{"lost_s": 0.0, "analyzed_s": 60.0, "face_s": 60.0, "n_faces": 1, "blink_count": 15, "blink_s": 60.0},
         **{"blink_rate": 15.0, "blink_score": 0.2, "micro_irregularity": 1.0, "model": "bench"},
         **{"model_digest": "model", "settings_digest": "settings", "threshold": FLAG_FROM, "worker_s": 20.0},

@@ -30,5 +30,5 @@ def analyzed_span(settings: Analysis, seconds: float, seed: int) -> Span:
         crops=chance.integers(0, 255, (len(shown), size, size, 3), np.uint8),
         crop_frames=shown,
     )
-    signals = SpanSignals("decord", 0.0, seconds, seconds, 1, [face])
+    signals = SpanSignals("pyav", 0.0, seconds, seconds, 1, [face])
     return Span(f"noise-{seed}", "-", None, t_end=seconds, signals=signals)

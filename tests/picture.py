@@ -20,7 +20,7 @@ CROPS = 8
 def draw(target: Path) -> None:
     """Crops around blinks above the EAR curve of the same face."""
     path = str(ARCHIVE / "talks" / "real_blinks.mp4")
-    signals = analyze_span(path, probe_video(path), 0, np.inf, Analysis(15, 15, 160, 1.4), "decord")
+    signals = analyze_span(path, probe_video(path), 0, np.inf, Analysis(15, 15, 160, 1.4), "pyav")
     (face,) = signals.faces
     shut = face.blinks.times[: CROPS // 2]
     moments = np.sort(np.r_[shut, shut + 0.6])

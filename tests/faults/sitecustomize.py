@@ -40,7 +40,7 @@ def _set_trap(decode) -> None:
             misbehave.segfault()
         if name.startswith("hungry"):
             misbehave.eat_memory()
-        if name.startswith("decord_spins") and decoder == "decord":
+        if name.startswith("pyav_spins") and decoder == "pyav":
             misbehave.hang_holding_gil()
         return read_frames(path, info, t_start, t_end, fps, decoder, reading)
 

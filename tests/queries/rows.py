@@ -44,7 +44,7 @@ def span(uri: str, index: int = 0, count: int = 1, /, **values: Any) -> dict[str
         "height": 720,
         "fps": 25.0,
         "codec": "h264",
-        "decoder": "decord",
+        "decoder": "pyav",
         "status": "ok",
         "lost_s": 0.0,
         "analyzed_s": 60.0,

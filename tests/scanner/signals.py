@@ -30,7 +30,7 @@ def frames_of(name: str, start: float = 0.0, end: float = np.inf) -> Iterator[tu
 def analysis_of(name: str) -> SpanSignals:
     """What a scan measures on a clip of the zoo."""
     path = zoo_path(name)
-    return analyze_span(str(path), probe(path), 0.0, np.inf, SETTINGS, "decord")
+    return analyze_span(str(path), probe(path), 0.0, np.inf, SETTINGS, "pyav")
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scanner import decode
-from scanner.decode import DecodeError, DecordGaveUp, Reading, VideoInfo, analysis_size, probe, read_frames, sample
+from scanner.decode import (
+    DecodeError,
+    DecordGaveUp,
+    Reading,
+    VideoInfo,
+    analysis_size,
+    probe,
+    read_frames,
+    sample,
+    with_second_opinion,
+)
+from scanner.guard import GuardFailure
 from scanner.results import Status
 from tests.zoo import ARCHIVE, ZOO, render
 from tests.zoo_face import Sitter, read_frame_number, stamp_frame_number
@@ -210,6 +220,7 @@ def test_the_analysed_size_keeps_shape_and_limit(width, height):
     ("name", "decoder"),
     [
         ("variable_fps.mp4", "decord"),
+        ("variable_fps.mp4", "pyav"),
         ("late_start.mkv", "pyav"),
         ("mpegts.ts", "pyav"),
         ("bitrot.mp4", "pyav"),
@@ -249,13 +260,6 @@ def test_thinning_keeps_true_times(zoo_file, decoder):
     # every second frame where there are 30 a second, every one where there are 10
     assert np.diff(times[times < 2]) == pytest.approx(1 / 15, abs=1e-3)
     assert np.diff(times[(times > 2) & (times < 4)]) == pytest.approx(1 / 10, abs=1e-3)
-
-
-def test_a_file_that_is_replaced_is_read_anew(zoo_file, tmp_path):
-    path = tmp_path / "same name.mp4"
-    for name in ("short.mp4", 'it\'s "ünïcode" ; name.mp4'):
-        shutil.copy(zoo_file(name), path)
-        assert len(numbers(path, probe(path), "decord")) == len(CLIPS[name].times)
 
 
 ascending = st.lists(st.integers(1, 200_000), max_size=60, unique=True).map(lambda ms: np.sort(ms) / 1000)
@@ -324,6 +328,43 @@ def test_what_was_lost_is_told_in_seconds(zoo_file, name, fps):
         pass
     missing = (len(CLIPS[name].times) - reading.frames) / 25
     assert reading.lost_s == pytest.approx(missing, abs=0.05)
+
+
+# --- second opinions ------------------------------------------------------------------------------------
+
+HUNG, DIED, LARGE = (GuardFailure(s, s.value) for s in (Status.TIMEOUT, Status.CRASHED, Status.TOO_LARGE))
+REFUSED = DecodeError("damaged")
+
+
+@pytest.mark.parametrize(
+    ("pyav", "decord", "asked", "answer"),
+    [
+        ("frames", None, ["pyav"], "frames"),
+        (HUNG, "frames", ["pyav", "decord"], "frames"),
+        (DIED, "frames", ["pyav", "decord"], "frames"),
+        (HUNG, DIED, ["pyav", "decord"], HUNG),
+        (DIED, DecordGaveUp("no usable timestamps"), ["pyav", "decord"], DIED),
+        (LARGE, None, ["pyav"], LARGE),  # decord takes more memory, not less
+        (REFUSED, None, ["pyav"], REFUSED),
+    ],
+)
+def test_decord_is_asked_where_pyav_hangs_or_dies_and_pyavs_failure_counts(pyav, decord, asked, answer):
+    order: list[str] = []
+
+    def run(decoder: str) -> str:
+        order.append(decoder)
+        outcome = {"pyav": pyav, "decord": decord}[decoder]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    if isinstance(answer, Exception):
+        with pytest.raises(type(answer)) as raised:
+            with_second_opinion(run)
+        assert raised.value is answer
+    else:
+        assert with_second_opinion(run) == answer
+    assert order == asked
 
 
 # --- no video at all ------------------------------------------------------------------------------------

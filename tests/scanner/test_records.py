@@ -54,7 +54,7 @@ def test_a_row_says_what_was_scanned_and_how():
     assert (row["uri"], row["content_tag"], row["size_bytes"]) == (URI, "tag", 1234)
     assert (row["span_index"], row["span_count"], row["t_start"], row["t_end"]) == (2, 3, 0.0, 10.0)
     assert (row["width"], row["height"], row["fps"], row["codec"]) == (640, 360, 25.0, "h264")
-    assert (row["status"], row["error"], row["decoder"], row["lost_s"]) == ("ok", None, "decord", 0.0)
+    assert (row["status"], row["error"], row["decoder"], row["lost_s"]) == ("ok", None, "pyav", 0.0)
     assert (row["model"], row["model_digest"], row["settings_digest"]) == ("test-1", "d" * 64, "settings")
     assert (row["n_faces"], row["analyzed_s"], row["worker_s"]) == (2, pytest.approx(10), 1.235)
     assert row["face_s"] == pytest.approx(10, abs=0.1)

@@ -49,8 +49,7 @@ def test_faces_seconds_and_decoders(scanned):
     assert found["two_faces.mp4"]["n_faces"] == 2
     assert found["no_face_stretch.mp4"]["face_seconds"] == pytest.approx(8, abs=0.5)
     assert found["rotated_90.mp4"]["width"] > found["rotated_90.mp4"]["height"]
-    assert found["av1.mp4"]["decoder"] == found["mpegts.ts"]["decoder"] == found["bitrot.mp4"]["decoder"] == "pyav"
-    assert found["real_blinks.mp4"]["decoder"] == "decord"
+    assert {row["decoder"] for row in found.values() if row["status"] == "ok"} == {"pyav"}
     assert found["real_blinks.mp4"]["lost_seconds"] == 0
     assert found["truncated_faststart.mp4"]["lost_seconds"] == pytest.approx(4, abs=0.5)
     assert 0 < found["bitrot.mp4"]["lost_seconds"] < 1
@@ -165,7 +164,7 @@ def test_two_scans_at_once_into_one_results_show_each_span_once_and_end_as_one_s
 def test_hostile_videos_become_rows_and_the_others_finish(s3, tmp_path):
     """Real children that hang, segfault and eat memory; a file that is gone; one over the limit of length."""
     results = f"s3://{BUCKET}/results"
-    names = ("hang", "crash", "hungry", "decord_spins", "fine")
+    names = ("hang", "crash", "hungry", "pyav_spins", "fine")
     for name in names:
         shutil.copy(ARCHIVE / "formats" / "vp9.webm", tmp_path / f"{name}.webm")
     manifest = tmp_path / "list.txt"
@@ -182,12 +181,12 @@ def test_hostile_videos_become_rows_and_the_others_finish(s3, tmp_path):
         "hang.webm": "timeout",
         "crash.webm": "crashed",
         "hungry.webm": "too_large",
-        "decord_spins.webm": "ok",
+        "pyav_spins.webm": "ok",
         "fine.webm": "ok",
         "gone.mp4": "missing",
         "real_blinks.mp4": "too_large",
     }
-    assert found["decord_spins.webm"]["decoder"] == "pyav"
+    assert found["pyav_spins.webm"]["decoder"] == "decord"
     answer = deepsweep("query", "summary", "--results", results, "--format", "json")
     assert answer.returncode == 0 and json.loads(answer.stdout)
 
