@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from scanner import blink, micro
-from scanner.decode import Reading, VideoInfo, analysis_size, grid_slot, probe, read_frames
+from scanner.decode import Reading, VideoInfo, analysis_size, probe, read_frames
 from scanner.faces import crop_square, fractions, head_pose, landmark_box
+from scanner.thinning import grid_slot
 from scanner.tracking import FaceTracker, Track
 
 MIN_TRACK_S = 0.3  # what is seen for less is a false alarm of the detector

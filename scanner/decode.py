@@ -19,6 +19,7 @@ from av.video.reformatter import VideoReformatter
 
 from scanner.guard import GuardFailure
 from scanner.results import Status
+from scanner.thinning import Thinning, grid_slot, sample
 
 ANALYSIS_LONG_SIDE = 1280  # px: a face of 10 % of a 720p frame's width still fills FaceMesh's 192 px input by half
 #: FFmpeg's names of the containers that are read; those of sound too, so that a song is told what it lacks. A playlist
@@ -33,9 +34,10 @@ MAX_DECODE_ERRORS = 10_000  # packets; a file that is rotten throughout must end
 MAX_DEMUX_RESTARTS = 50
 TAIL_TOLERANCE_S = 0.5  # containers round durations up, and audio may outlast the picture by this much
 GAP_FRAMES = 1.5  # in a damaged file, a longer pause than so many frame intervals means lost frames
+#: FFmpeg's names of containers in which a packet is a picture, and never one field of it.
+WHOLE_PICTURES = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 #: decord shows wrong pictures of these without a word: it starts MPEG-TS at the second keyframe.
 NOT_FOR_DECORD = frozenset({"mpegts"})
-SLOT_NUDGE = 0.02  # of a sampling interval: 1.3 ms at 15 fps, and float32 is good to 0.5 ms after two hours
 SEEK_BACKOFF_S = (0.0, 10.0, 60.0)  # how far before a span a seek is tried when it lands behind the start
 
 T = TypeVar("T")
@@ -103,12 +105,13 @@ class Reading:
     lost_s: float = 0.0
     _last_t: float | None = field(default=None, repr=False)
 
-    def seen(self, t: float, interval: float) -> None:
-        """Note a decoded frame; in a file with errors, a gap over the usual interval counts as lost."""
-        if self.errors and self._last_t is not None and t - self._last_t > GAP_FRAMES * interval:
-            self.lost_s += t - self._last_t - interval
-        self.frames += 1
-        self._last_t = t
+    def seen(self, *times: float, interval: float) -> None:
+        """Note frames that are there; in a file with errors, a gap over the usual interval counts as lost."""
+        for t in times:
+            if self.errors and self._last_t is not None and t - self._last_t > GAP_FRAMES * interval:
+                self.lost_s += t - self._last_t - interval
+            self.frames += 1
+            self._last_t = t
 
     def finish(self, start: float, end: float) -> None:
         """Count what is missing at the end of a span that should hold pictures from `start` to `end`."""
@@ -194,18 +197,6 @@ def analysis_size(info: VideoInfo) -> tuple[int, int]:
     return max(2, round(info.width * scale)), max(2, round(info.height * scale))
 
 
-def sample(times: np.ndarray, t_start: float, t_end: float, fps: float) -> np.ndarray:
-    """Indices of the frames to keep of a span: the first after each line of a grid of 1/fps seconds.
-
-    times: (frames,) seconds, ascending. Returns (kept,) int64.
-    """
-    inside = np.flatnonzero((times >= t_start) & (times < t_end))
-    if not len(inside):
-        return inside
-    slots = grid_slot(times[inside], fps)
-    return inside[np.r_[True, np.diff(slots) > 0]]
-
-
 def on_ticks(times: np.ndarray, info: VideoInfo) -> np.ndarray:
     """The PTS that single-precision times stand for, (frames,) float64 seconds: 2.4, and not 2.4000000953674316.
 
@@ -213,12 +204,6 @@ def on_ticks(times: np.ndarray, info: VideoInfo) -> np.ndarray:
     """
     ticks = np.round(times.astype(np.float64) / float(info.tick))
     return ticks * info.tick.numerator / info.tick.denominator
-
-
-def grid_slot(t, fps: float):
-    """Number of the grid line at or before each moment: int64, of the shape of t (seconds)."""
-    # decord's times come from float32: the nudge keeps 0.2 s * 15 fps in slot 3 though it computes to 2.9999.
-    return np.floor(np.asarray(t) * fps + SLOT_NUDGE).astype(np.int64)
 
 
 # --- PyAV -------------------------------------------------------------------------------------------------
@@ -236,6 +221,7 @@ class _Errors:
 
 
 def _pyav_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
+    interval = 1 / info.fps if info.fps else 0.04
     for backoff in (*SEEK_BACKOFF_S, math.inf):
         with _open(path) as container:
             stream = _video_stream(container)
@@ -248,35 +234,70 @@ def _pyav_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
             first = True
             last_slot = None
             errors = _Errors()
-            for picture in _decode_tolerant(container, stream, errors):
-                if picture.time is None:
+            thinning = Thinning(t_start, fps)
+            for picture in _decode_tolerant(container, stream, errors, thinning if _thins(info) else None):
+                t = _shown_at(picture, origin)
+                if t is None:
                     continue
-                t = picture.time - origin
                 if first and t > max(t_start, info.start_s) and target > info.start_s:
                     break  # the seek landed behind the span's start: try again from further back
                 first = False
                 if t < t_start:
                     continue
+                reading.errors = errors.count
+                reading.seen(*thinning.passed(min(t, t_end)), interval=interval)
                 if t >= t_end:
                     return
+                reading.seen(t, interval=interval)
                 slot = grid_slot(t, fps)
-                reading.errors = errors.count
-                reading.seen(t, 1 / info.fps if info.fps else 0.04)
                 if last_slot is None or slot > last_slot:
                     last_slot = slot
                     yield Frame(t, _upright_rgb(picture, info))
             # Packets but not one picture: the seek landed behind the last keyframe, as in MPEG-TS, which has no index.
             if not (first and errors.packets and target > info.start_s):
+                reading.seen(*thinning.passed(t_end), interval=interval)
                 return
 
 
-def _decode_tolerant(container, stream, errors: _Errors) -> Iterator[av.VideoFrame]:
-    """Every frame that can be decoded; packets that can't are counted in `errors` and skipped."""
+def _thins(info: VideoInfo) -> bool:
+    """Whether pictures that nobody asks for can be left out: where a packet is one, and says if others refer to it.
+
+    Packets of MPEG-TS may be fields, of which it takes two. What HEVC says of a picture goes for its temporal layer.
+    """
+    return info.codec == "h264" and info.container in WHOLE_PICTURES
+
+
+def _decode_tolerant(container, stream, errors: _Errors, thinning: Thinning | None = None) -> Iterator[av.VideoFrame]:
+    """Every frame that can be decoded; packets that can't are counted in `errors` and skipped.
+
+    thinning: leaves out what it calls needless and no other picture refers to, up to the first error: from then on a
+    picture may have to stand in for another.
+    """
+    origin = (container.start_time or 0) / av.time_base
+    packets = ((_shown_at(packet, origin), packet) for packet in _packets(container, stream, errors))
+    for t, packet in thinning.ahead(packets) if thinning else packets:
+        errors.packets += packet.size > 0  # the last one is empty: it flushes the decoder
+        if thinning:
+            needless = t is not None and not errors.count and thinning.leaves_out(t)
+            stream.codec_context.skip_frame = "NONREF" if needless else "DEFAULT"
+        try:
+            yield from packet.decode()
+        except (FFmpegError, OSError) as error:
+            errors.note(error)
+
+
+def _shown_at(it: av.Packet | av.VideoFrame, origin: float) -> float | None:
+    """Seconds after the container's start; a packet and its picture give the very same."""
+    return None if it.pts is None or it.time_base is None else float(it.pts * it.time_base) - origin
+
+
+def _packets(container, stream, errors: _Errors) -> Iterator[av.Packet]:
+    """Every packet that can be read; places that can't be are counted in `errors`."""
     restarts = 0
     packets = container.demux(stream)
     while errors.count < MAX_DECODE_ERRORS:
         try:
-            packet = next(packets)
+            yield next(packets)
         except StopIteration:
             return
         except (FFmpegError, OSError) as error:
@@ -285,12 +306,6 @@ def _decode_tolerant(container, stream, errors: _Errors) -> Iterator[av.VideoFra
             if restarts > MAX_DEMUX_RESTARTS:
                 return
             packets = container.demux(stream)  # goes on behind the spot that could not be read
-            continue
-        errors.packets += packet.size > 0  # the last one is empty: it flushes the decoder
-        try:
-            yield from packet.decode()
-        except (FFmpegError, OSError) as error:
-            errors.note(error)
 
 
 #: Kept, because setting one up for every frame costs an eighth of the decoding.
@@ -325,7 +340,7 @@ def _decord_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
                 reader.skip_frames(int(index) - upcoming)
             rgb = reader.next().asnumpy()
             upcoming = int(index) + 1
-            reading.seen(float(times[index]), 0.0)
+            reading.seen(float(times[index]), interval=0.0)
             yield Frame(float(times[index]), rgb)
     except (StopIteration, decord.DECORDError, decord.DECORDLimitReachedError, OSError) as error:
         raise DecordGaveUp(str(error).splitlines()[0] if str(error) else type(error).__name__) from error

@@ -20,7 +20,6 @@ from scanner.decode import (
     Reading,
     VideoInfo,
     analysis_size,
-    grid_slot,
     probe,
     read_frames,
     with_second_opinion,
@@ -30,6 +29,7 @@ from scanner.faces import crop_square, square_around
 from scanner.guard import Guard, GuardFailure
 from scanner.labels import Labelled
 from scanner.results import Status
+from scanner.thinning import grid_slot
 from scanner.tracking import FaceTracker, Track
 
 LOOK_FPS = 15.0  # frames looked at per second, as the scan's default: tracks are those that it would follow
