@@ -24,7 +24,7 @@ REGION_DRIFT = 0.12  # of the region's side: beyond that the region follows the 
 REGION_ZOOM = 1.25
 
 
-@dataclass
+@dataclass(eq=False)  # one track is never another, and arrays don't compare
 class Track:
     """One face followed through a span."""
 
@@ -32,7 +32,7 @@ class Track:
     landmarks: list[np.ndarray] = field(default_factory=list)  # each (478, 3) float32 px of the frame
 
 
-@dataclass
+@dataclass(eq=False)
 class _Following:
     track: Track
     mesh: Any  # mediapipe.solutions.face_mesh.FaceMesh

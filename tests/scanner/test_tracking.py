@@ -30,6 +30,20 @@ def test_two_faces_are_two_tracks_that_keep_their_sides():
     assert apart.min() > 100
 
 
+def test_faces_that_begin_together_need_not_end_together():
+    frames = []
+    for i, (_, rgb) in enumerate(frames_of("real_blinks.mp4", 0.0, 2.0)):
+        four = np.tile(rgb, (2, 2, 1))
+        if i >= 15:  # one turns away; the picture around it stays, so that it is no cut
+            four[60:280, 840:1080] = four[60:280, 840:1080].mean(axis=(0, 1)).astype(np.uint8)
+        frames.append((i * STEP, four))
+    tracks = follow(frames)
+    assert [track.times[0] for track in tracks] == [0.0] * 4
+    places = [tuple(middles(track.landmarks)[0] // (WIDTH, HEIGHT)) for track in tracks]
+    ends = {place: round(track.times[-1] / STEP) for place, track in zip(places, tracks, strict=True)}
+    assert ends == {(0, 0): 29, (1, 0): 14, (0, 1): 29, (1, 1): 29}
+
+
 def test_faces_are_there_in_the_promised_stretches_and_nowhere_else():
     tracks = tracks_of("no_face_stretch.mp4")
     spans = ZOO["no_face_stretch.mp4"].face_spans
