@@ -14,7 +14,7 @@ from scanner import blink, micro
 from scanner.decode import Reading, VideoInfo, analysis_size, probe, read_frames
 from scanner.faces import crop_square, fractions, head_pose, landmark_box
 from scanner.thinning import grid_slot
-from scanner.tracking import FaceTracker, Track
+from scanner.tracking import LOST_AFTER_S, FaceTracker, Track
 
 MIN_TRACK_S = 0.3  # what is seen for less is a false alarm of the detector
 
@@ -81,11 +81,13 @@ def analyze_span(
     tracker.finish()  # a span that broke off may have left its faces behind
     reading = Reading()
     crops: dict[int, list[tuple[float, np.ndarray]]] = {}
+    looked_at: list[float] = []
     last_slot = None
     length = max(1e-3, min(t_end, info.duration_s) - t_start)
     for t, rgb in read_frames(Path(path), info, t_start, t_end, settings.fps, decoder, reading):
         if tell is not None:
             tell(min(1.0, (t - t_start) / length))
+        looked_at.append(t)
         seen = tracker.update(t, rgb)
         slot = grid_slot(t, settings.clip_fps)
         if slot != last_slot:
@@ -101,7 +103,7 @@ def analyze_span(
         decoder=decoder,
         lost_s=round(reading.lost_s, 3),
         analyzed_s=max(0.0, wanted - reading.lost_s),
-        face_s=len({t for track in tracks for t in track.times}) / settings.fps,
+        face_s=shown_s(np.unique([t for track in tracks for t in track.times]), np.array(looked_at)),
         n_faces=_most_at_once(tracks),
         faces=[measure(track, crops.get(id(track), []), size, settings.crop_size) for track in tracks],
     )
@@ -110,6 +112,19 @@ def analyze_span(
 @functools.cache
 def _tracker() -> FaceTracker:
     return FaceTracker()
+
+
+def shown_s(moments: np.ndarray, looked_at: np.ndarray) -> float:
+    """Seconds that the frames at some of the moments looked at are on screen.
+
+    moments, looked_at: ascending seconds, (some,) and (all,). Each frame stands until the next one that was looked at,
+    the last as long as is usual; behind LOST_AFTER_S nobody knows what was there, as where frames are lost.
+    """
+    if not len(moments):
+        return 0.0
+    lasting = np.diff(looked_at)
+    lasting = np.minimum(np.append(lasting, np.median(lasting) if len(lasting) else 0.0), LOST_AFTER_S)
+    return float(lasting[np.searchsorted(looked_at, moments)].sum())
 
 
 def _most_at_once(tracks: list[Track]) -> int:

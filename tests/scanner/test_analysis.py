@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mediapipe.python.solutions.face_mesh import FaceMesh
 
-from scanner.analysis import SpanSignals, analyze_span
+from scanner.analysis import SpanSignals, analyze_span, shown_s
 from scanner.decode import probe
 from tests.scanner.signals import SETTINGS, analysis_of, zoo_path
 from tests.zoo import ZOO
@@ -27,8 +29,7 @@ def test_seconds_and_faces_are_those_of_the_clip(name):
     assert signals.n_faces == clip.faces
     assert len(signals.faces) == clip.faces * len(clip.face_spans)
     assert signals.analyzed_s + signals.lost_s == pytest.approx(clip.duration, abs=0.05)
-    slow = 4 / 3 if name == "variable_fps.mp4" else 0  # s: 4 of its seconds have 10 frames each for 15 samples
-    assert signals.face_s == pytest.approx(promised - slow, abs=0.15)
+    assert signals.face_s == pytest.approx(promised, abs=0.15)
     for face in signals.faces:
         assert len(face.t) == len(face.boxes) == len(face.ear) == len(face.motion)
         assert (np.diff(face.t) > 0).all()
@@ -96,6 +97,17 @@ def test_a_span_is_measured_within_its_bounds():
     assert face.t[0] == pytest.approx(2.0, abs=0.01) and 3.8 < face.t[-1] < 4.0
     assert signals.analyzed_s == pytest.approx(2.0, abs=0.01)
     assert analyze_span(str(path), info, 0.0, 1.5, SETTINGS, "pyav").analyzed_s == 0
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=40, unique=True), st.data())
+def test_a_frame_stands_until_the_next_one_that_was_looked_at(ticks, data):
+    looked_at = np.sort(ticks) / 10
+    shown = np.array(data.draw(st.lists(st.booleans(), min_size=len(ticks), max_size=len(ticks))), bool)
+    ends = [*looked_at[1:], looked_at[-1] + (np.median(np.diff(looked_at)) if len(ticks) > 1 else 0)]
+    stands = [min(0.5, end - t) for t, end in zip(looked_at, ends, strict=True)]
+    assert shown_s(looked_at[shown], looked_at) == pytest.approx(
+        sum(s for s, on in zip(stands, shown, strict=True) if on)
+    )
 
 
 def same(a: Any, b: Any) -> bool:
