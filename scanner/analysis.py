@@ -83,7 +83,8 @@ def analyze_span(
     crops: dict[int, list[tuple[float, np.ndarray]]] = {}
     looked_at: list[float] = []
     last_slot = None
-    length = max(1e-3, min(t_end, info.duration_s) - t_start)
+    end = min(t_end, info.duration_s)
+    length = max(1e-3, end - t_start)
     for t, rgb in read_frames(Path(path), info, t_start, t_end, settings.fps, decoder, reading):
         if tell is not None:
             tell(min(1.0, (t - t_start) / length))
@@ -98,12 +99,12 @@ def analyze_span(
                     crops.setdefault(id(track), []).append((t, crop))
     tracks = [track for track in tracker.finish() if len(track.times) >= MIN_TRACK_S * settings.fps]
     size = analysis_size(info)
-    wanted = max(0.0, min(t_end, info.duration_s) - max(t_start, info.start_s))
+    wanted = max(0.0, end - max(t_start, info.start_s))
     return SpanSignals(
         decoder=decoder,
         lost_s=round(reading.lost_s, 3),
         analyzed_s=max(0.0, wanted - reading.lost_s),
-        face_s=shown_s(np.unique([t for track in tracks for t in track.times]), np.array(looked_at)),
+        face_s=shown_s(np.unique([t for track in tracks for t in track.times]), np.array(looked_at), end),
         n_faces=_most_at_once(tracks),
         faces=[measure(track, crops.get(id(track), []), size, settings.crop_size) for track in tracks],
     )
@@ -114,16 +115,15 @@ def _tracker() -> FaceTracker:
     return FaceTracker()
 
 
-def shown_s(moments: np.ndarray, looked_at: np.ndarray) -> float:
+def shown_s(moments: np.ndarray, looked_at: np.ndarray, end: float) -> float:
     """Seconds that the frames at some of the moments looked at are on screen.
 
-    moments, looked_at: ascending seconds, (some,) and (all,). Each frame stands until the next one that was looked at,
-    the last as long as is usual; behind LOST_AFTER_S nobody knows what was there, as where frames are lost.
+    moments, looked_at: ascending seconds, (some,) and (all,); end: of what was looked at, seconds. Each frame stands
+    until the next one; behind LOST_AFTER_S nobody knows what was there, as where frames are lost.
     """
     if not len(moments):
         return 0.0
-    lasting = np.diff(looked_at)
-    lasting = np.minimum(np.append(lasting, np.median(lasting) if len(lasting) else 0.0), LOST_AFTER_S)
+    lasting = np.clip(np.diff(looked_at, append=end), 0.0, LOST_AFTER_S)
     return float(lasting[np.searchsorted(looked_at, moments)].sum())
 
 

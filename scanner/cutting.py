@@ -13,6 +13,7 @@ import av
 import av.stream
 from av.error import FFmpegError
 
+from scanner import clock
 from scanner.cut_encode import EDGE_S, READ_ON_S, Source, encode, packets
 from scanner.decode import SAFELY, SEEK_BACKOFF_S, DecodeError, probe
 from scanner.results import Status
@@ -80,6 +81,11 @@ def open_source(path: str, seek_to: float | None = None) -> Iterator[Source]:
         pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not pictures:
             raise DecodeError("there is no video stream in it", Status.UNSUPPORTED)
+        if clock.restarts(container, pictures[0]):
+            raise DecodeError(
+                "its clock starts anew on the way, so that no moment can be found: give it one with "
+                "`ffmpeg -i VIDEO -c copy NEW.mkv`, and scan that"
+            )
         origin = Fraction(container.start_time or 0, av.time_base)
         if seek_to is not None:
             with suppress(FFmpegError, OverflowError):  # some containers can't seek: they are read from the start

@@ -17,6 +17,8 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
+from scanner import clock
+from scanner.clock import TimedPacket
 from scanner.guard import GuardFailure
 from scanner.results import Status
 from scanner.thinning import Thinning, grid_slot, sample
@@ -89,6 +91,7 @@ class VideoInfo:
     pixel_aspect: float  # width / height of a stored pixel
     container: str  # FFmpeg's name of the format
     tick: Fraction = Fraction(1, 10**6)  # seconds that the stream counts its PTS in
+    restarts: bool = False  # its clock starts anew on the way: times are counted on, and seeking leads nowhere
 
 
 class Frame(NamedTuple):
@@ -131,12 +134,13 @@ def probe(path: Path) -> VideoInfo:
     with _open(path) as container:
         stream = _video_stream(container)
         _check_pixels(stream.codec_context.width, stream.codec_context.height)
+        restarts = clock.restarts(container, stream)
+        origin = (container.start_time or 0) / av.time_base
         errors = _Errors()
-        first = next(_decode_tolerant(container, stream, errors), None)
+        first = next(_decode_tolerant(stream, _timed(_packets(container, stream, errors), origin), errors), None)
         if first is None:
             raise DecodeError(f"no frame could be decoded{errors.last and f' ({errors.last})'}")
         _check_pixels(first.width, first.height)  # the header may have lied
-        origin = (container.start_time or 0) / av.time_base
         start = max(0.0, first.time - origin) if first.time is not None else 0.0
         width, height = first.width, first.height
         aspect = float(stream.sample_aspect_ratio or 1)
@@ -148,7 +152,7 @@ def probe(path: Path) -> VideoInfo:
             width, height = height, width
         rate = stream.average_rate or stream.guessed_rate
         return VideoInfo(
-            duration_s=_duration(path, container, stream, start),
+            duration_s=_duration(path, container, stream, start, restarts),
             start_s=start,
             width=width,
             height=height,
@@ -158,6 +162,7 @@ def probe(path: Path) -> VideoInfo:
             pixel_aspect=aspect,
             container=container.format.name,
             tick=stream.time_base or VideoInfo.tick,
+            restarts=restarts,
         )
 
 
@@ -227,15 +232,20 @@ def _pyav_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
             stream = _video_stream(container)
             stream.codec_context.thread_count = 1
             origin = (container.start_time or 0) / av.time_base
-            target = t_start - backoff
+            target = -math.inf if info.restarts else t_start - backoff
             if target > info.start_s:
                 with contextlib.suppress(FFmpegError):  # some containers can't seek: read from the start
                     container.seek(int((target + origin) * av.time_base), backward=True)
             first = True
             last_slot = None
             errors = _Errors()
+            packets = _packets(container, stream, errors)
+            if info.restarts:
+                packets = clock.from_keyframe(_timed(clock.on_one_clock(packets), origin), t_start)
+            else:
+                packets = _timed(packets, origin)
             thinning = Thinning(t_start, fps)
-            for picture in _decode_tolerant(container, stream, errors, thinning if _thins(info) else None):
+            for picture in _decode_tolerant(stream, packets, errors, thinning if _thins(info) else None):
                 t = _shown_at(picture, origin)
                 if t is None:
                     continue
@@ -267,14 +277,14 @@ def _thins(info: VideoInfo) -> bool:
     return info.codec == "h264" and info.container in WHOLE_PICTURES
 
 
-def _decode_tolerant(container, stream, errors: _Errors, thinning: Thinning | None = None) -> Iterator[av.VideoFrame]:
+def _decode_tolerant(
+    stream, packets: Iterator[TimedPacket], errors: _Errors, thinning: Thinning | None = None
+) -> Iterator[av.VideoFrame]:
     """Every frame that can be decoded; packets that can't are counted in `errors` and skipped.
 
     thinning: leaves out what it calls needless and no other picture refers to, up to the first error: from then on a
     picture may have to stand in for another.
     """
-    origin = (container.start_time or 0) / av.time_base
-    packets = ((_shown_at(packet, origin), packet) for packet in _packets(container, stream, errors))
     for t, packet in thinning.ahead(packets) if thinning else packets:
         errors.packets += packet.size > 0  # the last one is empty: it flushes the decoder
         if thinning:
@@ -289,6 +299,10 @@ def _decode_tolerant(container, stream, errors: _Errors, thinning: Thinning | No
 def _shown_at(it: av.Packet | av.VideoFrame, origin: float) -> float | None:
     """Seconds after the container's start; a packet and its picture give the very same."""
     return None if it.pts is None or it.time_base is None else float(it.pts * it.time_base) - origin
+
+
+def _timed(packets: Iterator[av.Packet], origin: float) -> Iterator[TimedPacket]:
+    return ((_shown_at(packet, origin), packet) for packet in packets)
 
 
 def _packets(container, stream, errors: _Errors) -> Iterator[av.Packet]:
@@ -349,6 +363,8 @@ def _decord_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
 def _decord_reader(decord: Any, path: Path, info: VideoInfo) -> tuple[Any, np.ndarray]:
     if info.container in NOT_FOR_DECORD:
         raise DecordGaveUp("not for decord")
+    if info.restarts:
+        raise DecordGaveUp("its clock starts anew on the way")
     width, height = analysis_size(info)
     if (width, height) == (info.width, info.height) and info.pixel_aspect == 1:
         width = height = -1  # as stored: scaling costs more than it saves
@@ -407,18 +423,25 @@ def _video_stream(container):
     return streams[0]
 
 
-def _duration(path: Path, container, stream, start: float) -> float:
+def _duration(path: Path, container, stream, start: float, restarts: bool) -> float:
     """Seconds from the container's start to the end of the picture."""
+    if restarts:
+        return _end(path, start)
     if stream.duration is not None and stream.duration > 0:
         return start + float(stream.duration * stream.time_base)
     if container.duration is not None and container.duration > 0:
         return container.duration / av.time_base
-    # Live recordings state no duration: the packets do.
+    return _end(path, start)  # live recordings state no duration
+
+
+def _end(path: Path, start: float) -> float:
+    """The same, of the packets: the whole file is read."""
     end = start
-    with _open(path) as again:
-        origin = (again.start_time or 0) / av.time_base
-        with contextlib.suppress(FFmpegError):
-            for packet in again.demux(_video_stream(again)):
-                if packet.pts is not None:
-                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - origin)
-    return end
+    with _open(path) as container:
+        stream = _video_stream(container)
+        origin = (container.start_time or 0) / av.time_base
+        frame_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+        for t, packet in _timed(clock.on_one_clock(_packets(container, stream, _Errors())), origin):
+            if t is not None:
+                end = max(end, t + (float(packet.duration * packet.time_base) if packet.duration else frame_s))
+    return round(end, 6)

@@ -12,6 +12,7 @@ import av.stream
 import numpy as np
 from av.error import FFmpegError
 
+from scanner import clock
 from scanner.decode import DecodeError, VideoInfo, probe
 from scanner.guard import Guard, GuardFailure
 from scanner.results import Status
@@ -82,7 +83,8 @@ def _pictures(path: str, info: VideoInfo) -> Iterator[tuple[int, av.VideoFrame]]
     with av.open(path, metadata_errors="replace") as source:
         origin = (source.start_time or 0) / av.time_base
         stream = next(s for s in source.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
-        for packet in source.demux(stream):
+        packets = source.demux(stream)
+        for packet in clock.on_one_clock(packets) if info.restarts else packets:
             try:
                 decoded = packet.decode()
             except FFmpegError:
