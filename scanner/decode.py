@@ -104,7 +104,7 @@ class Reading:
     """What became of reading a span: filled in by `read_frames` as it goes."""
 
     frames: int = 0
-    errors: int = 0  # packets that could not be decoded
+    errors: int = 0  # packets that could not be decoded, or have a piece missing
     lost_s: float = 0.0
     _last_t: float | None = field(default=None, repr=False)
 
@@ -218,6 +218,7 @@ def on_ticks(times: np.ndarray, info: VideoInfo) -> np.ndarray:
 class _Errors:
     packets: int = 0  # that were read, decodable or not
     count: int = 0
+    corrupt: int = 0  # packets with a piece missing, as the container tells
     last: str = ""
 
     def note(self, error: Exception) -> None:
@@ -254,7 +255,7 @@ def _pyav_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
                 first = False
                 if t < t_start:
                     continue
-                reading.errors = errors.count
+                reading.errors = errors.count + errors.corrupt
                 reading.seen(*thinning.passed(min(t, t_end)), interval=interval)
                 if t >= t_end:
                     return
@@ -287,6 +288,7 @@ def _decode_tolerant(
     """
     for t, packet in thinning.ahead(packets) if thinning else packets:
         errors.packets += packet.size > 0  # the last one is empty: it flushes the decoder
+        errors.corrupt += packet.is_corrupt
         if thinning:
             needless = t is not None and not errors.count and thinning.leaves_out(t)
             stream.codec_context.skip_frame = "NONREF" if needless else "DEFAULT"
@@ -425,7 +427,8 @@ def _video_stream(container):
 
 def _duration(path: Path, container, stream, start: float, restarts: bool) -> float:
     """Seconds from the container's start to the end of the picture."""
-    if restarts:
+    late = container.format.name == "matroska,webm" and (container.start_time or 0) >= av.time_base
+    if restarts or late:  # some write the length into Matroska, some the last time on its clock
         return _end(path, start)
     if stream.duration is not None and stream.duration > 0:
         return start + float(stream.duration * stream.time_base)

@@ -327,6 +327,32 @@ def test_what_was_lost_is_told_in_seconds(zoo_file, name, fps):
     assert reading.lost_s == pytest.approx(missing, abs=0.05)
 
 
+def test_a_hole_in_a_broadcast_is_told_though_nothing_in_it_failed(zoo_file, tmp_path):
+    whole = zoo_file("mpegts.ts").read_bytes()
+    start, end = len(whole) // 3 // 188 * 188, len(whole) // 2 // 188 * 188
+    path = tmp_path / "hole.ts"
+    path.write_bytes(whole[:start] + b"\xff" * (end - start) + whole[end:])
+    reading = Reading()
+    times = [t for t, _ in read_frames(path, probe(path), 0.0, END, EVERY_FRAME, "pyav", reading)]
+    assert len(times) < 195
+    assert reading.lost_s == pytest.approx((len(CLIPS["mpegts.ts"].times) - len(times)) / 25, abs=0.1)
+
+
+@pytest.mark.parametrize("form", ["matroska", "webm", "flv", "mp4"])
+def test_a_clock_that_does_not_begin_at_zero_makes_no_video_longer(zoo_file, tmp_path, form):
+    name = "vp9.webm" if form == "webm" else "real_blinks.mp4"
+    path, length = tmp_path / "late", CLIPS[name].duration
+    with av.open(str(zoo_file(name))) as source, av.open(str(path), "w", format=form) as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                late = round(5000 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts + late, packet.dts + late, stream
+                out.mux(packet)
+    assert probe(path).duration_s == pytest.approx(length, abs=0.1)
+    assert len(numbers(path, probe(path), "pyav")) == len(CLIPS[name].times)
+
+
 # --- second opinions ------------------------------------------------------------------------------------
 
 HUNG, DIED, LARGE = (GuardFailure(s, s.value) for s in (Status.TIMEOUT, Status.CRASHED, Status.TOO_LARGE))
