@@ -85,7 +85,7 @@ class ScanConfig:
     max_video_size: int = option(parse_size("50GB"), "Larger files become too_large.", size=True)
     max_video_seconds: float = option(86400.0, "Longer videos become too_large.", low=1)
     span_timeout: float = option(600.0, "Seconds after which a span's analysis is killed: timeout.", low=1, high=86400)
-    memory_limit: int = option(parse_size("3GB"), "Memory at which a span's analysis is killed: too_large.", size=True)
+    memory_limit: int = option(parse_size("2GB"), "Memory at which a span's analysis is killed: too_large.", size=True)
     scratch: str | None = option(None, "Folder for downloads [default: a temporary folder of the node].", metavar="DIR")
     scratch_size: int = option(parse_size("20GB"), "Room for downloads on each node.", size=True)
     address: str | None = option(

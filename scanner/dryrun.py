@@ -24,7 +24,7 @@ from scanner.storage import READ, S3_ERRORS, get_bytes, s3_problem
 
 SAMPLE = 20  # videos whose headers are read
 SEED = 1  # the same archive gives the same sample
-#: Seconds of 720p talking head that one analyser gets through in a second: half of what `make bench` says of two cores.
+#: Seconds of 720p talking head that one analyser gets through in a second: half of what the slowest two cores did.
 SECONDS_PER_ANALYZER_SECOND = 1.8
 DOCUMENTED = "the documented figure for 720p (README); a run of your own will tell better"
 START_S = 26.0  # starting and ending a scan, measured there too

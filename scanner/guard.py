@@ -24,13 +24,13 @@ from pebble import ProcessExpired, ProcessPool
 from scanner.errors import EXIT_PREFLIGHT, UserError
 from scanner.results import Status
 
-MEMORY_LIMIT = 3 << 30  # bytes of resident memory: 1080p needs 1.2 GiB, most of it decord's read-ahead
+MEMORY_LIMIT = 3 << 30  # bytes of resident memory, of what is no scan: encoding 4K takes 1.6 GiB
 ADDRESS_SPACE_HEADROOM = 8 << 30  # above what imports map: thread stacks and caches map more than they touch
 MEMORY_CHECK_S = 0.1
 EXIT_OVER_MEMORY = 86  # the child's exit code when it gives up its own memory; not used by any signal
 DOCTOR = "`deepsweep doctor` tells what is missing there"
 POLL_S = 0.1
-RECYCLE_AFTER = 100  # tasks: decord and FFmpeg leak a little with every file
+RECYCLE_AFTER = 100  # tasks: decoders leak a little with every file
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -54,22 +54,24 @@ class Guard:
 
     preload: modules that children find imported already (a fork server imports them once), so that a
     replacement for a killed child is there in milliseconds. Start-up never counts against a deadline.
+    memory_limit: bytes, where the command has an option for it; else MEMORY_LIMIT.
     """
 
     def __init__(
-        self, preload: tuple[str, ...] = (), memory_limit: int = MEMORY_LIMIT, recycle: int = RECYCLE_AFTER
+        self, preload: tuple[str, ...] = (), memory_limit: int | None = None, recycle: int = RECYCLE_AFTER
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(preload))
         _forget_main_module()
-        self._memory_limit = memory_limit
+        self._limit_name = "the limit" if memory_limit is None else "--memory-limit"
+        self._memory_limit = MEMORY_LIMIT if memory_limit is None else memory_limit
         self._new_pool = functools.partial(
             ProcessPool,
             max_workers=1,
             max_tasks=recycle,
             context=context,
             initializer=_confine,
-            initargs=(os.getpid(), memory_limit),
+            initargs=(os.getpid(), self._memory_limit),
         )
         self._pool = self._new_pool()
 
@@ -134,7 +136,7 @@ class Guard:
         self._pool.join(timeout=10)
 
     def _over_memory(self) -> str:
-        return f"needs more memory than the limit of {self._memory_limit / 2**30:.1f} GiB"
+        return f"needs more memory than {self._limit_name} ({self._memory_limit / 2**30:.1f} GiB)"
 
 
 def _cause(exitcode: int | None) -> str:

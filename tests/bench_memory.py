@@ -22,7 +22,7 @@ WARM_UP = 0.4  # of the run, in which caches fill; the slope is taken behind it
 LINES = 15
 MIB = 2**20
 KINDS = ("driver", "analysing child", "Ray actor", "Ray itself", "fork server")
-LIMITS_GIB = {"driver": 1.0, "analysing child": 1.5}
+LIMITS_GIB = {"driver": 1.0, "analysing child": 0.75}
 
 
 def measure_memory(seconds: float, limit_s: float | None) -> None:
