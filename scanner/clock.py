@@ -23,7 +23,6 @@ LOOKS = 64  # places of a file where the clock is read
 TAIL_BYTES = 1 << 19
 HELD_PACKETS = 3000  # of a stream that marks no keyframes; a minute or two of them
 
-
 #: When its picture is shown, in seconds, where that is known, and a packet.
 TimedPacket: TypeAlias = tuple[float | None, av.Packet]
 

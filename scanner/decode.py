@@ -1,15 +1,14 @@
-"""From a video file to upright RGB frames with presentation times; PyAV first, decord as second opinion."""
+"""From a video file to upright RGB frames with presentation times."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import av
 import av.stream
@@ -19,9 +18,8 @@ from av.video.reformatter import VideoReformatter
 
 from scanner import clock
 from scanner.clock import TimedPacket
-from scanner.guard import GuardFailure
 from scanner.results import Status
-from scanner.thinning import Thinning, grid_slot, sample
+from scanner.thinning import Thinning, grid_slot
 
 ANALYSIS_LONG_SIDE = 1280  # px: a face of 10 % of a 720p frame's width still fills FaceMesh's 192 px input by half
 #: FFmpeg's names of the containers that are read; those of sound too, so that a song is told what it lacks. A playlist
@@ -36,13 +34,10 @@ MAX_DECODE_ERRORS = 10_000  # packets; a file that is rotten throughout must end
 MAX_DEMUX_RESTARTS = 50
 TAIL_TOLERANCE_S = 0.5  # containers round durations up, and audio may outlast the picture by this much
 GAP_FRAMES = 1.5  # in a damaged file, a longer pause than so many frame intervals means lost frames
+NO_PTS = frozenset({"avi"})  # which FFmpeg guesses there, and wrongly where H.264 has B-frames
 #: FFmpeg's names of containers in which a packet is a picture, and never one field of it.
 WHOLE_PICTURES = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
-#: decord shows wrong pictures of these without a word: it starts MPEG-TS at the second keyframe.
-NOT_FOR_DECORD = frozenset({"mpegts"})
 SEEK_BACKOFF_S = (0.0, 10.0, 60.0)  # how far before a span a seek is tried when it lands behind the start
-
-T = TypeVar("T")
 
 #: First bytes of the containers that carry video: a file with one of these that won't open is damaged.
 _CONTAINER_MAGIC = (
@@ -71,10 +66,6 @@ class DecodeError(Exception):
 
     def __reduce__(self):
         return type(self), (str(self), self.status)
-
-
-class DecordGaveUp(Exception):
-    """decord can't read this file, or not all of the span."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +132,13 @@ def probe(path: Path) -> VideoInfo:
         if first is None:
             raise DecodeError(f"no frame could be decoded{errors.last and f' ({errors.last})'}")
         _check_pixels(first.width, first.height)  # the header may have lied
-        start = max(0.0, first.time - origin) if first.time is not None else 0.0
+        shown_at = _shown_at(first, origin, container.format.name in NO_PTS)
+        if shown_at is None:
+            raise DecodeError(
+                "its pictures have no times, as those of a bare stream: `ffmpeg -i VIDEO NEW.mp4` gives them some",
+                Status.UNSUPPORTED,
+            )
+        start = max(0.0, shown_at)
         width, height = first.width, first.height
         aspect = float(stream.sample_aspect_ratio or 1)
         if not 0.1 < aspect < 10:
@@ -175,40 +172,20 @@ def read_frames(
     frame after each line is taken, so variable frame rates keep their true times.
     decoder: "pyav" (skips what can't be decoded) or "decord" (raises DecordGaveUp where it can't).
     """
-    frames = {"decord": _decord_frames, "pyav": _pyav_frames}[decoder]
+    if decoder == "decord":
+        from scanner.second_opinion import decord_frames  # here, since it needs this module
+
+        frames = decord_frames
+    else:
+        frames = _pyav_frames
     yield from frames(path, info, t_start, t_end, fps, reading)
     reading.finish(max(t_start, info.start_s), min(t_end, info.duration_s))
-
-
-def with_second_opinion(run: Callable[[str], T]) -> T:
-    """What a guarded `run(decoder)` answers with PyAV; where the child hangs or dies, with decord, another FFmpeg.
-
-    decord does not come first. Its thread decodes hundreds of frames ahead of a slower reader, for nothing where a
-    keyframe follows, and it gives up when one of them is damaged, inside the span or behind it: as its thread ran.
-    Raises GuardFailure: PyAV's, if decord fails as well.
-    """
-    try:
-        return run("pyav")
-    except GuardFailure as failure:
-        if failure.status is not Status.TOO_LARGE:
-            with contextlib.suppress(GuardFailure, DecordGaveUp):
-                return run("decord")
-        raise
 
 
 def analysis_size(info: VideoInfo) -> tuple[int, int]:
     """(width, height) of analysed frames: the video's own, the long side cut to ANALYSIS_LONG_SIDE."""
     scale = min(1.0, ANALYSIS_LONG_SIDE / max(info.width, info.height))
     return max(2, round(info.width * scale)), max(2, round(info.height * scale))
-
-
-def on_ticks(times: np.ndarray, info: VideoInfo) -> np.ndarray:
-    """The PTS that single-precision times stand for, (frames,) float64 seconds: 2.4, and not 2.4000000953674316.
-
-    Where single precision is coarser than the stream's ticks (of 1/90,000 s: after two minutes), the nearest one.
-    """
-    ticks = np.round(times.astype(np.float64) / float(info.tick))
-    return ticks * info.tick.numerator / info.tick.denominator
 
 
 # --- PyAV -------------------------------------------------------------------------------------------------
@@ -238,7 +215,7 @@ def _pyav_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
                 with contextlib.suppress(FFmpegError):  # some containers can't seek: read from the start
                     container.seek(int((target + origin) * av.time_base), backward=True)
             first = True
-            last_slot = None
+            last_t = last_slot = None
             errors = _Errors()
             packets = _packets(container, stream, errors)
             if info.restarts:
@@ -247,9 +224,12 @@ def _pyav_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
                 packets = _timed(packets, origin)
             thinning = Thinning(t_start, fps)
             for picture in _decode_tolerant(stream, packets, errors, thinning if _thins(info) else None):
-                t = _shown_at(picture, origin)
+                t = _shown_at(picture, origin, info.container in NO_PTS)
                 if t is None:
                     continue
+                if info.container in NO_PTS and last_t is not None and t <= last_t:
+                    t = last_t + interval  # the last ones, which no packet let go
+                last_t = t
                 if first and t > max(t_start, info.start_s) and target > info.start_s:
                     break  # the seek landed behind the span's start: try again from further back
                 first = False
@@ -298,9 +278,14 @@ def _decode_tolerant(
             errors.note(error)
 
 
-def _shown_at(it: av.Packet | av.VideoFrame, origin: float) -> float | None:
-    """Seconds after the container's start; a packet and its picture give the very same."""
-    return None if it.pts is None or it.time_base is None else float(it.pts * it.time_base) - origin
+def _shown_at(it: av.Packet | av.VideoFrame, origin: float, by_dts: bool = False) -> float | None:
+    """Seconds after the container's start; a packet and its picture give the very same.
+
+    by_dts: pictures leave the decoder in order, each with the dts of the packet that let it go: a few frames late, all
+    alike, but never out of order.
+    """
+    ticks = it.dts if by_dts and it.dts is not None else it.pts
+    return None if ticks is None or it.time_base is None else float(ticks * it.time_base) - origin
 
 
 def _timed(packets: Iterator[av.Packet], origin: float) -> Iterator[TimedPacket]:
@@ -309,7 +294,7 @@ def _timed(packets: Iterator[av.Packet], origin: float) -> Iterator[TimedPacket]
 
 def _packets(container, stream, errors: _Errors) -> Iterator[av.Packet]:
     """Every packet that can be read; places that can't be are counted in `errors`."""
-    restarts = 0
+    resumed = 0
     packets = container.demux(stream)
     while errors.count < MAX_DECODE_ERRORS:
         try:
@@ -318,8 +303,8 @@ def _packets(container, stream, errors: _Errors) -> Iterator[av.Packet]:
             return
         except (FFmpegError, OSError) as error:
             errors.note(error)
-            restarts += 1
-            if restarts > MAX_DEMUX_RESTARTS:
+            resumed += 1
+            if resumed > MAX_DEMUX_RESTARTS:
                 return
             packets = container.demux(stream)  # goes on behind the spot that could not be read
 
@@ -334,52 +319,6 @@ def _upright_rgb(picture: av.VideoFrame, info: VideoInfo) -> np.ndarray:
         width, height = height, width
     rgb = _REFORMATTER.reformat(picture, width, height, "rgb24").to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, info.rotation // 90)) if info.rotation else rgb
-
-
-# --- decord -----------------------------------------------------------------------------------------------
-
-
-def _decord_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
-    # decord rereads a file 16 times over an unreadable stretch unless this is set when it is loaded.
-    os.environ.setdefault("DECORD_REWIND_RETRY_MAX", "1")
-    import decord  # here, since it brings another FFmpeg along, which most processes never need
-
-    try:
-        reader, times = _decord_reader(decord, path, info)
-        wanted = sample(times, t_start, t_end, fps)
-        if not len(wanted):
-            return
-        reader.seek_accurate(int(wanted[0]))
-        upcoming = int(wanted[0])
-        for index in wanted:
-            if index > upcoming:
-                reader.skip_frames(int(index) - upcoming)
-            rgb = reader.next().asnumpy()
-            upcoming = int(index) + 1
-            reading.seen(float(times[index]), interval=0.0)
-            yield Frame(float(times[index]), rgb)
-    except (StopIteration, decord.DECORDError, decord.DECORDLimitReachedError, OSError) as error:
-        raise DecordGaveUp(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
-
-
-def _decord_reader(decord: Any, path: Path, info: VideoInfo) -> tuple[Any, np.ndarray]:
-    if info.container in NOT_FOR_DECORD:
-        raise DecordGaveUp("not for decord")
-    if info.restarts:
-        raise DecordGaveUp("its clock starts anew on the way")
-    width, height = analysis_size(info)
-    if (width, height) == (info.width, info.height) and info.pixel_aspect == 1:
-        width = height = -1  # as stored: scaling costs more than it saves
-    # decord fills unreadable frames with copies of their neighbours unless it is told to tolerate none.
-    options: dict[str, Any] = {"num_threads": 1, "width": width, "height": height, "fault_tol": 1e-9}
-    reader = decord.VideoReader(str(path), **options)
-    times = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0] if len(reader) else np.zeros(0)
-    if not len(times) or not np.all(np.isfinite(times)) or np.any(np.diff(times) < 0):
-        raise DecordGaveUp("no usable timestamps")
-    if times[0] < 0:
-        raise DecordGaveUp("an edit list hides the first frames, which decord miscounts")
-    # decord counts from the first picture, we from the container's start.
-    return reader, on_ticks(times, info) + info.start_s
 
 
 # --- containers -------------------------------------------------------------------------------------------
@@ -429,22 +368,23 @@ def _duration(path: Path, container, stream, start: float, restarts: bool) -> fl
     """Seconds from the container's start to the end of the picture."""
     late = container.format.name == "matroska,webm" and (container.start_time or 0) >= av.time_base
     if restarts or late:  # some write the length into Matroska, some the last time on its clock
-        return _end(path, start)
+        return _end(path, start, restarts)
     if stream.duration is not None and stream.duration > 0:
         return start + float(stream.duration * stream.time_base)
     if container.duration is not None and container.duration > 0:
         return container.duration / av.time_base
-    return _end(path, start)  # live recordings state no duration
+    return _end(path, start, restarts)  # live recordings state no duration
 
 
-def _end(path: Path, start: float) -> float:
+def _end(path: Path, start: float, restarts: bool) -> float:
     """The same, of the packets: the whole file is read."""
     end = start
     with _open(path) as container:
         stream = _video_stream(container)
         origin = (container.start_time or 0) / av.time_base
         frame_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
-        for t, packet in _timed(clock.on_one_clock(_packets(container, stream, _Errors())), origin):
+        packets = _packets(container, stream, _Errors())
+        for t, packet in _timed(clock.on_one_clock(packets) if restarts else packets, origin):
             if t is not None:
                 end = max(end, t + (float(packet.duration * packet.time_base) if packet.duration else frame_s))
     return round(end, 6)

@@ -22,13 +22,13 @@ from scanner.decode import (
     analysis_size,
     probe,
     read_frames,
-    with_second_opinion,
 )
 from scanner.errors import UserError
 from scanner.faces import crop_square, square_around
 from scanner.guard import Guard, GuardFailure
 from scanner.labels import Labelled
 from scanner.results import Status
+from scanner.second_opinion import with_second_opinion
 from scanner.thinning import grid_slot
 from scanner.tracking import FaceTracker, Track
 

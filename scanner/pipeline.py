@@ -20,13 +20,14 @@ from scanner.analysis import Analysis, SpanSignals, analyze_span, probe_video
 from scanner.attempts import DIED, ProcessLost, attempt
 from scanner.clips import ClipRef, ClipScores, Thumbnail, clips_of, jpeg, pad
 from scanner.config import ScanConfig
-from scanner.decode import DecodeError, with_second_opinion
+from scanner.decode import DecodeError
 from scanner.errors import EXIT_PREFLIGHT, UserError
 from scanner.guard import Guard, GuardFailure
 from scanner.metrics import observe, timed
 from scanner.records import RunFacts, Span, span_row
 from scanner.results import WRITE_PATIENCE_S, Status, write_part
 from scanner.scratch import FetchError, Scratch
+from scanner.second_opinion import with_second_opinion
 from scanner.sources import Video
 from scanner.spans import span_bounds, tasks
 from scanner.uris import is_s3, local_path

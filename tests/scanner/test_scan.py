@@ -187,7 +187,7 @@ def test_hostile_videos_become_rows_and_the_others_finish(s3, tmp_path):
         "real_blinks.mp4": "too_large",
     }
     assert found["pyav_spins.webm"]["decoder"] == "decord"
-    assert "--memory-limit (0.9 GiB)" in found["hungry.webm"]["error"]
+    assert "--memory-limit (1.0 GiB)" in found["hungry.webm"]["error"]
     answer = deepsweep("query", "summary", "--results", results, "--format", "json")
     assert answer.returncode == 0 and json.loads(answer.stdout)
 
