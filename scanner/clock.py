@@ -30,14 +30,11 @@ TimedPacket: TypeAlias = tuple[float | None, av.Packet]
 def restarts(container, stream) -> bool:
     """Whether the clock starts anew somewhere in an open file, as far as LOOKS places and its end tell.
 
-    Afterwards the file is where it was when it was opened.
+    The file is of no further use: what looks like a stream of its own on the way is added to it.
     """
-    if container.format.name not in CAN_RESTART:
-        return False
     size = container.size
     places = {size * k // LOOKS for k in range(LOOKS)} | {max(0, size - TAIL_BYTES)}
     read = [t for place in sorted(places) if (t := _clock_at(container, stream, place)) is not None]
-    container.seek(0, unsupported_byte_offset=True)
     return any(_is_new(t - before) for before, t in pairwise(read))
 
 
@@ -76,7 +73,7 @@ def _is_new(step_s: float) -> bool:
 
 
 def _clock_at(container, stream, place: int) -> float | None:
-    with contextlib.suppress(FFmpegError, OSError):
+    with contextlib.suppress(FFmpegError, OSError, IndexError):  # the last: PyAV's, of a stream that was added
         container.seek(place, unsupported_byte_offset=True)
         for packet in container.demux(stream):
             if packet.dts is not None:

@@ -81,7 +81,7 @@ def open_source(path: str, seek_to: float | None = None) -> Iterator[Source]:
         pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not pictures:
             raise DecodeError("there is no video stream in it", Status.UNSUPPORTED)
-        if clock.restarts(container, pictures[0]):
+        if container.format.name in clock.CAN_RESTART and probe(Path(path)).restarts:
             raise DecodeError(
                 "its clock starts anew on the way, so that no moment can be found: give it one with "
                 "`ffmpeg -i VIDEO -c copy NEW.mkv`, and scan that"

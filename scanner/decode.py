@@ -125,7 +125,7 @@ def probe(path: Path) -> VideoInfo:
     with _open(path) as container:
         stream = _video_stream(container)
         _check_pixels(stream.codec_context.width, stream.codec_context.height)
-        restarts = clock.restarts(container, stream)
+        restarts = _restarts(path, container)
         origin = (container.start_time or 0) / av.time_base
         errors = _Errors()
         first = next(_decode_tolerant(stream, _timed(_packets(container, stream, errors), origin), errors), None)
@@ -362,6 +362,13 @@ def _video_stream(container):
     if streams[0].codec_context is None:
         raise DecodeError("no decoder is known for its video stream", Status.UNSUPPORTED)
     return streams[0]
+
+
+def _restarts(path: Path, container) -> bool:
+    if container.format.name not in clock.CAN_RESTART:
+        return False
+    with _open(path) as another:
+        return clock.restarts(another, _video_stream(another))
 
 
 def _duration(path: Path, container, stream, start: float, restarts: bool) -> float:

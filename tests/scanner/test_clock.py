@@ -80,14 +80,7 @@ def test_spans_share_out_the_frames_of_joined_recordings(tmp_path):
 
 @pytest.mark.parametrize("name", [clip.name for clip in ZOO.values() if clip.times and clip.shipped])
 def test_a_clock_that_goes_on_is_left_alone(name):
-    path = ARCHIVE / ZOO[name].path
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        assert not clock.restarts(container, stream)
-        read = [packet.pts for packet in container.demux(stream)]
-    with av.open(str(path)) as container:
-        assert [packet.pts for packet in container.demux(video=0)] == read, "looking moved the file on"
-    assert not probe(path).restarts
+    assert not probe(ARCHIVE / ZOO[name].path).restarts
 
 
 def test_no_moment_of_joined_recordings_is_cut_out_at_the_wrong_place(tmp_path):
