@@ -299,7 +299,7 @@ def _packets(container, stream, errors: _Errors) -> Iterator[av.Packet]:
     while errors.count < MAX_DECODE_ERRORS:
         try:
             yield next(packets)
-        except StopIteration:
+        except (StopIteration, IndexError):  # the second: PyAV ends with every stream, also those found on the way
             return
         except (FFmpegError, OSError) as error:
             errors.note(error)
