@@ -34,8 +34,11 @@ def restarts(container, stream) -> bool:
     """
     size = container.size
     places = {size * k // LOOKS for k in range(LOOKS)} | {max(0, size - TAIL_BYTES)}
-    read = [t for place in sorted(places) if (t := _clock_at(container, stream, place)) is not None]
-    return any(_is_new(t - before) for before, t in pairwise(read))
+    clocks = [_clock_at(container, stream, place) for place in sorted(places)]
+    read = [t for t in clocks if t is not None]
+    # What can't be read may have taken hours: of a video in a bucket a dry run has both ends, and nothing between.
+    leaps = [t - before >= AHEAD_S for before, t in pairwise(clocks) if before is not None and t is not None]
+    return any(leaps) or any(t - before <= -BACK_S for before, t in pairwise(read))
 
 
 def on_one_clock(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:

@@ -83,6 +83,15 @@ def test_a_clock_that_goes_on_is_left_alone(name):
     assert not probe(ARCHIVE / ZOO[name].path).restarts
 
 
+def test_hours_that_are_not_there_are_no_new_clock(tmp_path):
+    """As a dry run sees a video in a bucket: both its ends, and nothing between."""
+    first, last = (recording(tmp_path / str(at), at).read_bytes() for at in (0.0, 7200.0))
+    path = tmp_path / "ends.ts"
+    path.write_bytes(first + bytes(40 * len(first)) + last)
+    info = probe(path)
+    assert not info.restarts and info.duration_s == pytest.approx(7208, abs=0.2)
+
+
 def test_no_moment_of_joined_recordings_is_cut_out_at_the_wrong_place(tmp_path):
     with pytest.raises(DecodeError, match="ffmpeg -i VIDEO -c copy"):
         cut(str(joined(tmp_path, (5.0, 2.0))), str(tmp_path / "cut"), 9.0, 10.0)
