@@ -84,6 +84,11 @@ class VideoInfo:
     tick: Fraction = Fraction(1, 10**6)  # seconds that the stream counts its PTS in
     restarts: bool = False  # its clock starts anew on the way: times are counted on, and seeking leads nowhere
 
+    @property
+    def frame_s(self) -> float:
+        """Seconds that a frame lasts, on average."""
+        return 1 / self.fps if self.fps else 0.04
+
 
 class Frame(NamedTuple):
     t: float  # presentation time, seconds after the container's start
@@ -182,6 +187,18 @@ def read_frames(
     reading.finish(max(t_start, info.start_s), min(t_end, info.duration_s))
 
 
+def pictures(path: Path, info: VideoInfo) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Every picture of a video that can be decoded and has a time: that, as `read_frames` tells it, and it as stored.
+
+    Raises DecodeError.
+    """
+    with _open(path) as container:
+        stream, errors = _video_stream(container), _Errors()
+        origin = (container.start_time or 0) / av.time_base
+        packets = _timed(_packets(container, stream, errors, info.restarts), origin)
+        yield from _shown(_decode_tolerant(stream, packets, errors), origin, info)
+
+
 def analysis_size(info: VideoInfo) -> tuple[int, int]:
     """(width, height) of analysed frames: the video's own, the long side cut to ANALYSIS_LONG_SIDE."""
     scale = min(1.0, ANALYSIS_LONG_SIDE / max(info.width, info.height))
@@ -204,7 +221,6 @@ class _Errors:
 
 
 def _pyav_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
-    interval = 1 / info.fps if info.fps else 0.04
     for backoff in (*SEEK_BACKOFF_S, math.inf):
         with _open(path) as container:
             stream = _video_stream(container)
@@ -215,38 +231,31 @@ def _pyav_frames(path, info, t_start, t_end, fps, reading) -> Iterator[Frame]:
                 with contextlib.suppress(FFmpegError):  # some containers can't seek: read from the start
                     container.seek(int((target + origin) * av.time_base), backward=True)
             first = True
-            last_t = last_slot = None
+            last_slot = None
             errors = _Errors()
-            packets = _packets(container, stream, errors)
+            packets = _timed(_packets(container, stream, errors, info.restarts), origin)
             if info.restarts:
-                packets = clock.from_keyframe(_timed(clock.on_one_clock(packets), origin), t_start)
-            else:
-                packets = _timed(packets, origin)
+                packets = clock.from_keyframe(packets, t_start)
             thinning = Thinning(t_start, fps)
-            for picture in _decode_tolerant(stream, packets, errors, thinning if _thins(info) else None):
-                t = _shown_at(picture, origin, info.container in NO_PTS)
-                if t is None:
-                    continue
-                if info.container in NO_PTS and last_t is not None and t <= last_t:
-                    t = last_t + interval  # the last ones, which no packet let go
-                last_t = t
+            decoded = _decode_tolerant(stream, packets, errors, thinning if _thins(info) else None)
+            for t, picture in _shown(decoded, origin, info):
                 if first and t > max(t_start, info.start_s) and target > info.start_s:
                     break  # the seek landed behind the span's start: try again from further back
                 first = False
                 if t < t_start:
                     continue
                 reading.errors = errors.count + errors.corrupt
-                reading.seen(*thinning.passed(min(t, t_end)), interval=interval)
+                reading.seen(*thinning.passed(min(t, t_end)), interval=info.frame_s)
                 if t >= t_end:
                     return
-                reading.seen(t, interval=interval)
+                reading.seen(t, interval=info.frame_s)
                 slot = grid_slot(t, fps)
                 if last_slot is None or slot > last_slot:
                     last_slot = slot
                     yield Frame(t, _upright_rgb(picture, info))
             # Packets but not one picture: the seek landed behind the last keyframe, as in MPEG-TS, which has no index.
             if not (first and errors.packets and target > info.start_s):
-                reading.seen(*thinning.passed(t_end), interval=interval)
+                reading.seen(*thinning.passed(t_end), interval=info.frame_s)
                 return
 
 
@@ -278,6 +287,19 @@ def _decode_tolerant(
             errors.note(error)
 
 
+def _shown(decoded: Iterator[av.VideoFrame], origin: float, info: VideoInfo) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Pictures that have a time, with it."""
+    last_t = -math.inf
+    for picture in decoded:
+        t = _shown_at(picture, origin, info.container in NO_PTS)
+        if t is None:
+            continue
+        if info.container in NO_PTS and t <= last_t:
+            t = last_t + info.frame_s  # the last ones, which no packet let go
+        last_t = t
+        yield t, picture
+
+
 def _shown_at(it: av.Packet | av.VideoFrame, origin: float, by_dts: bool = False) -> float | None:
     """Seconds after the container's start; a packet and its picture give the very same.
 
@@ -292,8 +314,13 @@ def _timed(packets: Iterator[av.Packet], origin: float) -> Iterator[TimedPacket]
     return ((_shown_at(packet, origin), packet) for packet in packets)
 
 
-def _packets(container, stream, errors: _Errors) -> Iterator[av.Packet]:
-    """Every packet that can be read; places that can't be are counted in `errors`."""
+def _packets(container, stream, errors: _Errors, restarts: bool = False) -> Iterator[av.Packet]:
+    """Every packet that can be read; places that can't be are counted in `errors`. restarts: put them on one clock."""
+    packets = _readable(container, stream, errors)
+    return clock.on_one_clock(packets) if restarts else packets
+
+
+def _readable(container, stream, errors: _Errors) -> Iterator[av.Packet]:
     resumed = 0
     packets = container.demux(stream)
     while errors.count < MAX_DECODE_ERRORS:
@@ -390,8 +417,7 @@ def _end(path: Path, start: float, restarts: bool) -> float:
         stream = _video_stream(container)
         origin = (container.start_time or 0) / av.time_base
         frame_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
-        packets = _packets(container, stream, _Errors())
-        for t, packet in _timed(clock.on_one_clock(packets) if restarts else packets, origin):
+        for t, packet in _timed(_packets(container, stream, _Errors(), restarts), origin):
             if t is not None:
                 end = max(end, t + (float(packet.duration * packet.time_base) if packet.duration else frame_s))
     return round(end, 6)

@@ -12,8 +12,7 @@ import av.stream
 import numpy as np
 from av.error import FFmpegError
 
-from scanner import clock
-from scanner.decode import DecodeError, VideoInfo, probe
+from scanner.decode import DecodeError, VideoInfo, pictures, probe
 from scanner.guard import Guard, GuardFailure
 from scanner.results import Status
 
@@ -55,7 +54,7 @@ def reencode(path: str, target: str, crf: int) -> None:
     info = probe(Path(path))
     partial = f"{target}.{os.getpid()}.part"
     try:
-        _encode(_pictures(path, info), partial, info, crf)
+        _encode(pictures(Path(path), info), partial, info, crf)
         Path(partial).replace(target)
     except FFmpegError as error:  # many are OSErrors, too; none of them survives the way to another process
         raise DecodeError(error.strerror or str(error)) from None
@@ -63,7 +62,7 @@ def reencode(path: str, target: str, crf: int) -> None:
         Path(partial).unlink(missing_ok=True)
 
 
-def _encode(pictures: Iterator[tuple[int, av.VideoFrame]], target: str, info: VideoInfo, crf: int) -> None:
+def _encode(shown: Iterator[tuple[float, av.VideoFrame]], target: str, info: VideoInfo, crf: int) -> None:
     with av.open(target, "w", format="mp4") as copy:
         stream = copy.add_stream("libx264", rate=Fraction(info.fps or 25).limit_denominator(1001))
         stream.width, stream.height = _even(info.width), _even(info.height)
@@ -71,27 +70,13 @@ def _encode(pictures: Iterator[tuple[int, av.VideoFrame]], target: str, info: Vi
         stream.options = {"crf": str(crf)}
         stream.codec_context.time_base = TICKS
         last = -1
-        for ticks, picture in pictures:
-            if ticks > last:
+        for t, stored in shown:
+            ticks = round(t / TICKS)
+            if ticks > last:  # an edit list hides what is shown before 0
+                picture = _upright(stored, info)
                 picture.pts, picture.time_base, last = ticks, TICKS, ticks
                 copy.mux(stream.encode(picture))
         copy.mux(stream.encode())
-
-
-def _pictures(path: str, info: VideoInfo) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Every picture that can be decoded and has a time of 0 or later: that in TICKS, and the picture, upright."""
-    with av.open(path, metadata_errors="replace") as source:
-        origin = (source.start_time or 0) / av.time_base
-        stream = next(s for s in source.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
-        packets = source.demux(stream)
-        for packet in clock.on_one_clock(packets) if info.restarts else packets:
-            try:
-                decoded = packet.decode()
-            except FFmpegError:
-                continue
-            for picture in decoded:
-                if picture.time is not None and picture.time >= origin:
-                    yield round((picture.time - origin) / TICKS), _upright(picture, info)
 
 
 def _upright(picture: av.VideoFrame, info: VideoInfo) -> av.VideoFrame:
