@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -257,6 +258,14 @@ def test_thinning_keeps_true_times(zoo_file, decoder):
     # every second frame where there are 30 a second, every one where there are 10
     assert np.diff(times[times < 2]) == pytest.approx(1 / 15, abs=1e-3)
     assert np.diff(times[(times > 2) & (times < 4)]) == pytest.approx(1 / 10, abs=1e-3)
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_a_file_that_is_replaced_is_read_anew(zoo_file, tmp_path, decoder):
+    path = tmp_path / "same name.mp4"
+    for name in ("short.mp4", 'it\'s "ünïcode" ; name.mp4'):
+        shutil.copy(zoo_file(name), path)
+        assert len(numbers(path, probe(path), decoder)) == len(CLIPS[name].times)
 
 
 H264 = [name for name in SOUND if name.endswith((".mp4", ".mkv")) and name not in ("av1.mp4",)]
